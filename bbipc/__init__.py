@@ -1,0 +1,88 @@
+"""bbipc: binary inter-process communication for threaded Python.
+
+Stateless, non-blocking primitives over TCP/IPv4, TCP/IPv6 and local sockets, which any thread may call at any time.
+Start with ``docs/primitives.md``; the line that decides what is readable stands in ``readiness.py``.
+"""
+
+from bbipc.errors import (
+    ConnectionFailedError,
+    NoConnectionAvailableError,
+    NoLocalServerError,
+    PollerClosedError,
+    RemoteDisconnectedError,
+    SocketClosedError,
+    SocketError,
+)
+from bbipc.events import SocketEvent
+from bbipc.polling.make import available_backends, make_poller
+from bbipc.polling.poller import Poller
+from bbipc.polling.wait import poll_socket, poll_sockets
+from bbipc.sockets.addresses import (
+    IPV4_ANY,
+    IPV4_LOOPBACK,
+    IPV6_ANY,
+    IPV6_LOOPBACK,
+    resolve_ipv4_address,
+    resolve_ipv6_address,
+)
+from bbipc.sockets.adopt import adopt_descriptor
+from bbipc.sockets.base import Socket, StreamServer
+from bbipc.sockets.local import (
+    LocalServer,
+    LocalStream,
+    PeerCredentials,
+    connect_to_local_server,
+    local_stream_pair,
+    make_local_server,
+)
+from bbipc.sockets.stream import StreamSocket
+from bbipc.sockets.tcp import (
+    IPv4TCPServer,
+    IPv4TCPStream,
+    IPv6TCPServer,
+    IPv6TCPStream,
+    connect_to_ipv4_tcp_server,
+    connect_to_ipv6_tcp_server,
+    make_ipv4_tcp_server,
+    make_ipv6_tcp_server,
+)
+
+__all__ = [
+    "IPV4_ANY",
+    "IPV4_LOOPBACK",
+    "IPV6_ANY",
+    "IPV6_LOOPBACK",
+    "ConnectionFailedError",
+    "IPv4TCPServer",
+    "IPv4TCPStream",
+    "IPv6TCPServer",
+    "IPv6TCPStream",
+    "LocalServer",
+    "LocalStream",
+    "NoConnectionAvailableError",
+    "NoLocalServerError",
+    "PeerCredentials",
+    "Poller",
+    "PollerClosedError",
+    "RemoteDisconnectedError",
+    "Socket",
+    "SocketClosedError",
+    "SocketError",
+    "SocketEvent",
+    "StreamServer",
+    "StreamSocket",
+    "adopt_descriptor",
+    "available_backends",
+    "connect_to_ipv4_tcp_server",
+    "connect_to_ipv6_tcp_server",
+    "connect_to_local_server",
+    "local_stream_pair",
+    "make_ipv4_tcp_server",
+    "make_ipv6_tcp_server",
+    "make_local_server",
+    "make_poller",
+    "poll_socket",
+    "poll_sockets",
+    "resolve_ipv4_address",
+    "resolve_ipv6_address",
+]

@@ -1,0 +1,58 @@
+"""Waker: a descriptor that any thread can make readable.
+
+Law of this file: ``wake`` never blocks, never fails and is never lost: a wake before, during or after a wait ends that
+wait or the next one.  Many wakes before one ``drain`` count as one.  The numbers are freed when the last user lets
+go, never by hand: a ``wake`` in flight must not write into a stranger's file.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+class Waker:
+    """An eventfd on Linux (a write never finds it full: 2**64 - 2 wakes fit), a socket pair elsewhere."""
+
+    __slots__ = ("number", "_pair")
+
+    def __init__(self) -> None:
+        """:raises OSError: there are no descriptors left"""
+        self._pair: tuple[socket.socket, socket.socket] | None = None
+        self.number = -1
+        if hasattr(os, "eventfd"):
+            self.number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            reader, writer = socket.socketpair()
+            reader.setblocking(False)
+            writer.setblocking(False)
+            self._pair = reader, writer
+            self.number = reader.fileno()
+
+    def wake(self) -> None:
+        """Make it readable.  Any thread."""
+        if self._pair is None:
+            os.eventfd_write(self.number, 1)
+            return
+        try:
+            self._pair[1].send(b"\0")
+        except BlockingIOError:  # full of wakes that nobody has seen yet: one more would tell nothing new
+            pass
+
+    def drain(self) -> None:
+        """Make it unreadable; the caller looks at everything *after* this, so a wake that comes in between counts."""
+        try:
+            if self._pair is None:
+                os.eventfd_read(self.number)
+            else:
+                while len(self._pair[0].recv(4096)) == 4096:
+                    pass
+        except BlockingIOError:
+            pass
+
+    def __del__(self) -> None:
+        if self._pair is not None:
+            for end in self._pair:
+                end.close()
+        elif self.number >= 0:
+            os.close(self.number)

@@ -1,0 +1,134 @@
+"""What the kernel's flags mean: the one truth table of the package.
+
+Two laws.  This file is pure: no system call, no lock, no socket; numbers in, numbers out.  And nothing else in the
+package interprets a kernel flag: predicates, ``poll_socket``, ``poll_sockets`` and every poller backend come here.
+
+    the stream is                                     CONDITION   standing events            DATA        WRITE
+    connecting                                        CONNECTING  -                          -           -
+    refused / unreachable                             FAILED      DETERMINED FAILED          -           -
+    up                                                UP          DETERMINED SUCCEEDED       if readable if writable
+    peer closed, shut or reset, bytes unread          UP          DETERMINED SUCCEEDED       yes         if writable
+    peer closed, shut or reset, all read              ENDED       DETERMINED FAILED          -           -
+                                                                  DISCONNECTED
+
+Why the kernel's own words are not enough:
+
+- A local peer that closes gives IN|RDHUP|HUP, a TCP peer IN|RDHUP, with or without bytes unread: a hang-up says
+  "nothing more will come", never "nothing is left".  So a hang-up asks for the number of unread bytes (FIONREAD), and
+  only with none left the stream has ended.
+- A connecting TCP stream and an established one with a full send buffer both poll empty: the stage of the connect is
+  remembered by the socket and handed in, never guessed from flags.
+- OUT stays set after a hang-up: on an ended stream it means nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from bbipc.events import (
+    CONNECTION_AVAILABLE,
+    CONNECTION_FAILED,
+    CONNECTION_SUCCEEDED,
+    DATA_AVAILABLE,
+    DETERMINED,
+    READY_TO_WRITE,
+    REMOTE_DISCONNECTED,
+    STREAM_EVENTS,
+)
+
+# The numbers of poll(2) and epoll(7) on Linux, so that there both need no translation.
+READABLE: Final = 0x001
+WRITABLE: Final = 0x004
+ERROR: Final = 0x008
+HUNG_UP: Final = 0x010
+INVALID: Final = 0x020
+READ_HUNG_UP: Final = 0x2000
+
+#: the peer will send nothing more (what it sent may still be unread)
+ANY_HANG_UP: Final = READ_HUNG_UP | HUNG_UP | ERROR
+#: told by the kernel whatever was asked, for as long as they last
+UNASKED: Final = HUNG_UP | ERROR | INVALID
+#: all that a look asks for
+EVERYTHING: Final = READABLE | WRITABLE | READ_HUNG_UP
+
+
+class Stage(enum.Enum):
+    """How far the connect has come; remembered by the stream, moves only forward."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    FAILED = "failed"
+
+
+class Condition(enum.Enum):
+    """A row of the truth table."""
+
+    CONNECTING = "connecting"
+    FAILED = "failed"
+    UP = "up"
+    ENDED = "ended"
+
+
+#: true for as long as the condition lasts, whatever the buffers hold
+STANDING: Final[dict[Condition, int]] = {
+    Condition.CONNECTING: 0,
+    Condition.FAILED: DETERMINED | CONNECTION_FAILED,
+    Condition.UP: DETERMINED | CONNECTION_SUCCEEDED,
+    Condition.ENDED: DETERMINED | CONNECTION_FAILED | REMOTE_DISCONNECTED,
+}
+
+#: can be true now or later; a wait for none of these is a wait for nothing
+ATTAINABLE: Final[dict[Condition, int]] = {
+    Condition.CONNECTING: STREAM_EVENTS,
+    Condition.FAILED: STANDING[Condition.FAILED],
+    Condition.UP: STREAM_EVENTS,
+    Condition.ENDED: STANDING[Condition.ENDED],
+}
+
+
+def condition_of(stage: Stage, flags: int, unread: int) -> Condition:
+    """The row of the table; *unread* counts only where *flags* tell of a hang-up."""
+    if stage is Stage.CONNECTING:
+        return Condition.CONNECTING
+    if stage is Stage.FAILED:
+        return Condition.FAILED
+    if flags & ANY_HANG_UP and not unread:
+        return Condition.ENDED
+    return Condition.UP
+
+
+def stream_events(condition: Condition, flags: int, unread: int) -> int:
+    """All events that are true of a stream in *condition*."""
+    events = STANDING[condition]
+    if condition is Condition.UP:
+        if flags & READABLE or unread:
+            events |= DATA_AVAILABLE
+        if flags & WRITABLE:
+            events |= READY_TO_WRITE
+    return events
+
+
+def server_events(flags: int) -> int:
+    """All events that are true of a listening socket."""
+    return CONNECTION_AVAILABLE if flags & READABLE else 0
+
+
+def stream_interest(stage: Stage, wanted: int, *, end_has_edge: bool) -> int:
+    """Which kernel flags to ask for, so that every change which could matter to *wanted* wakes the waiter.
+
+    *end_has_edge*: the kernel call has a flag for the peer's end alone (RDHUP).  select, kqueue and the poll of BSD
+    have none: there the end shows as "readable", and a wait for the end alone is woken by data too.
+    """
+    if stage is Stage.CONNECTING:
+        return WRITABLE
+    flags = 0
+    if wanted & DATA_AVAILABLE:
+        flags |= READABLE
+    if wanted & READY_TO_WRITE:
+        flags |= WRITABLE
+    if wanted & (REMOTE_DISCONNECTED | CONNECTION_FAILED) and not end_has_edge:
+        flags |= READABLE
+    # RDHUP also where only DATA or WRITE is wanted: it is told only if asked for, and without it
+    # a TCP stream whose peer has closed would pass for readable or writable.
+    return flags | READ_HUNG_UP

@@ -1,0 +1,1 @@
+"""Servers and streams: see ``base.py`` for their lifetime, ``stream.py`` for reading and writing."""

@@ -1,0 +1,430 @@
+"""StreamSocket: reading, writing and the predicates of a connection, the same for TCP and local.
+
+Law of this file: one call, one system call on one descriptor, no loop, no lock on the way that succeeds.  Every
+method may be called from any thread at any time.  Who guards what: ``_stage``, ``_error``, ``_io``, ``_sending`` and
+``_pipe_broken`` are read without a lock and written under ``_lock``.
+
+``_io`` is what reads and writes go through.  It is the handle while the stream is connected, and CLOSED before, so
+that the common path need not ask for the stage: CLOSED answers EBADF, and the slow path finds out why.
+
+A pending error (a refused connect, a reset) is told by the kernel exactly once, to whichever call comes first.  So
+whoever is told keeps it in ``_error``, and everybody after him is told from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+from typing_extensions import Buffer
+
+from bbipc.errors import ConnectionFailedError, RemoteDisconnectedError, SocketClosedError, SocketError
+from bbipc.events import (
+    CONNECTION_FAILED,
+    CONNECTION_SUCCEEDED,
+    DATA_AVAILABLE,
+    READY_TO_WRITE,
+    REMOTE_DISCONNECTED,
+    STREAM_EVENTS,
+)
+from bbipc.readiness import (
+    ANY_HANG_UP,
+    ATTAINABLE,
+    ERROR,
+    EVERYTHING,
+    INVALID,
+    READ_HUNG_UP,
+    READABLE,
+    STANDING,
+    Condition,
+    Stage,
+    condition_of,
+    stream_events,
+    stream_interest,
+)
+from bbipc.sockets.base import Socket
+from bbipc.sockets.buffers import octets, window, writable_window
+from bbipc.sockets.handle import CLOSED, NO_SIGNAL, POLL_TELLS_END, Handle, at_end, look, unread_bytes
+
+#: the connection is gone; anything else (no memory, say) is an error of this one call
+_DISCONNECTED: Final = frozenset(
+    {
+        errno.EPIPE,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ETIMEDOUT,
+        errno.ENETRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENOTCONN,
+    }
+)
+#: recv allocates what it is asked for before it knows what is there: memory follows what arrives, not what is asked
+_MAX_READ: Final = 1 << 20
+#: Linux and the BSDs refuse a longer vector
+_MAX_VECTOR: Final = 1024
+
+
+class StreamSocket(Socket):
+    """One end of a connection.
+
+    Nothing here blocks.  A read gives ``None`` (or a write 0) when there is nothing to do now: wait with
+    :func:`bbipc.poll_socket` or a poller, or hand the stream to :mod:`pool`.  Two threads that read, or two that
+    write, each get whole calls, in whatever order they come.
+    """
+
+    __slots__ = ("_io", "_stage", "_error", "_sending", "_pipe_broken")
+    _events_offered = STREAM_EVENTS
+    #: poll tells when the connect is decided; where it does not, a waiter has to try again now and then
+    _connect_has_edge = True
+
+    def __init__(self, handle: Handle, stage: Stage, error: OSError | None = None) -> None:
+        super().__init__(handle)
+        self._stage = stage
+        self._error = error
+        self._io = handle if stage is Stage.CONNECTED else CLOSED
+        self._sending = True
+        self._pipe_broken = False
+
+    # Predicates: each is one look at the kernel, two system calls at a hang-up.
+
+    def determined(self) -> bool:
+        """Whether the connect has come to an end, good or bad.  Once true, always true.
+
+        :raises SocketClosedError: it was closed
+        """
+        self._open_handle()
+        if self._stage is Stage.CONNECTING:
+            self._state()
+        return self._stage is not Stage.CONNECTING
+
+    def connection_succeeded(self) -> bool:
+        """Whether it is connected and the peer is still there, or has left bytes to read.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & CONNECTION_SUCCEEDED)
+
+    def connection_failed(self) -> bool:
+        """Whether the connect failed, or the peer is gone and all that it sent was read.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & CONNECTION_FAILED)
+
+    def connection_error(self) -> OSError | None:
+        """Why the connect failed, or the connection was reset; ``None`` where neither happened.  Never raises it.
+
+        :raises SocketClosedError: it was closed
+        """
+        self._state()
+        return self._error
+
+    def data_available(self) -> bool:
+        """Whether a read would give at least one byte; also after the peer's hang-up, until all is read.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & DATA_AVAILABLE)
+
+    def ready_to_write(self) -> bool:
+        """Whether a write would take at least one byte.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & READY_TO_WRITE)
+
+    def remote_disconnected(self) -> bool:
+        """Whether the peer closed, reset or shut its sending side, and all that it sent was read.
+
+        After a mere ``shutdown_write`` of the peer ``write`` still works.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & REMOTE_DISCONNECTED)
+
+    # Reading and writing: the first lines are the hot path, 1.15 times the bare system call's method.
+
+    def read_into(self, buffer: Buffer, start: int = 0, end: int | None = None, *, peek: bool = False) -> int | None:
+        """Read into bytes *start* to *end* of *buffer*; how many came.
+
+        ``None``: nothing there now (also while connecting).  ``0``: the end, the peer sends nothing more.  With
+        *peek* the bytes stay to be read again.
+
+        :raises SocketClosedError: it was closed
+        :raises ConnectionFailedError: it never was connected
+        :raises RemoteDisconnectedError: the peer reset the connection, and all that had come was read
+        :raises TypeError: not a writable contiguous buffer
+        :raises ValueError: the bounds are outside the buffer, or hold no byte at all
+        """
+        if end is not None or start != 0:
+            buffer = writable_window(buffer, start, end)
+        try:
+            count = self._io.recv_into(buffer, 0, socket.MSG_PEEK) if peek else self._io.recv_into(buffer)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if not self._may_read_again(error):
+                return None
+            return self.read_into(buffer, peek=peek)
+        except BufferError as error:
+            raise TypeError(str(error)) from None
+        if count:
+            return count
+        if not octets(buffer).nbytes:
+            self._open_handle()
+            raise ValueError("a read into no bytes would look like the end of the stream")
+        self._check_end()
+        return 0
+
+    def read(self, max_bytes: int = 65536, *, peek: bool = False) -> bytes | None:
+        """Read up to *max_bytes* bytes (at most 1 MiB a call).
+
+        ``None``: nothing there now (also while connecting).  ``b""``: the end, the peer sends nothing more.
+
+        :raises SocketClosedError: it was closed
+        :raises ConnectionFailedError: it never was connected
+        :raises RemoteDisconnectedError: the peer reset the connection, and all that had come was read
+        :raises ValueError: *max_bytes* is less than 1
+        """
+        if not 0 < max_bytes <= _MAX_READ:
+            if max_bytes <= 0:
+                self._open_handle()
+                raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+            max_bytes = _MAX_READ
+        try:
+            data = self._io.recv(max_bytes, socket.MSG_PEEK) if peek else self._io.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if not self._may_read_again(error):
+                return None
+            return self.read(max_bytes, peek=peek)
+        if not data:
+            self._check_end()
+        return data
+
+    def write(self, buffer: Buffer, start: int = 0, end: int | None = None) -> int:
+        """Write bytes *start* to *end* of *buffer*; how many the kernel took, 0 when it has no room now.
+
+        It never loops: the rest is the caller's to write later.  Writing nothing touches nothing and gives 0.
+
+        :raises SocketClosedError: it was closed
+        :raises ConnectionFailedError: it never was connected
+        :raises RemoteDisconnectedError: the peer is gone
+        :raises SocketError: EPIPE, after ``shutdown_write``
+        :raises TypeError: not a contiguous buffer
+        :raises ValueError: the bounds are outside the buffer
+        """
+        if end is not None or start != 0:
+            buffer = window(buffer, start, end)
+        try:
+            return self._io.send(buffer, NO_SIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if not self._may_write_again(error, octets(buffer).nbytes):
+                return 0
+            return self.write(buffer)
+        except BufferError as error:
+            raise TypeError(str(error)) from None
+
+    def write_vector(self, buffers: Iterable[Buffer]) -> int:
+        """Write several buffers as one, in one system call; how many bytes the kernel took of them together.
+
+        At most 1,024 of them are looked at a call.  Otherwise as ``write``.
+
+        :raises SocketClosedError: it was closed
+        :raises ConnectionFailedError: it never was connected
+        :raises RemoteDisconnectedError: the peer is gone
+        :raises SocketError: EPIPE, after ``shutdown_write``
+        :raises TypeError: not all are contiguous buffers
+        """
+        vector = list(buffers)[:_MAX_VECTOR]
+        try:
+            return self._io.sendmsg(vector, (), NO_SIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if not self._may_write_again(error, sum(octets(buffer).nbytes for buffer in vector)):
+                return 0
+            return self.write_vector(vector)
+        except BufferError as error:
+            raise TypeError(str(error)) from None
+
+    def shutdown_write(self) -> None:
+        """Tell the peer that nothing more will be sent; reading goes on.  Idempotent.
+
+        :raises SocketClosedError: it was closed
+        :raises SocketError: ENOTCONN, it is still connecting
+        :raises ConnectionFailedError: it never was connected
+        """
+        if self._stage is Stage.CONNECTING:
+            self._state()
+        with self._lock:
+            self._open_handle()
+            if self._stage is Stage.CONNECTING:
+                raise SocketError(errno.ENOTCONN, "still connecting: nothing can be shut down yet", socket=self)
+            if self._stage is Stage.FAILED:
+                raise self._failure()
+            first, self._sending = self._sending, False
+            watchers = self._watchers
+            if first:
+                try:
+                    self._handle.shutdown(socket.SHUT_WR)
+                except OSError as error:
+                    if error.errno != errno.ENOTCONN:  # ENOTCONN: the peer has reset it, there is no side to shut
+                        raise SocketError(error.errno or errno.EIO, error.strerror, socket=self) from error
+        for watcher in watchers:
+            watcher.socket_changed(self)
+
+    # Why a call did not work.
+
+    def _may_read_again(self, error: OSError) -> bool:
+        """After a failed recv: True: connected meanwhile, read again.  False: still connecting.  Else it raises."""
+        if self._handle is CLOSED:
+            raise SocketClosedError(self) from None
+        if error.errno == errno.EBADF:
+            return self._connected_meanwhile()
+        if error.errno in _DISCONNECTED:
+            self._keep(error)
+            raise self._disconnected() from error
+        self._raise_translated(error)
+
+    def _may_write_again(self, error: OSError, size: int) -> bool:
+        """After a failed send of *size* bytes: True: connected meanwhile.  False: nothing is taken.  Else raises."""
+        if self._handle is CLOSED:
+            raise SocketClosedError(self) from None
+        if error.errno == errno.EBADF:
+            return bool(size) and self._connected_meanwhile()
+        if error.errno in _DISCONNECTED:
+            return self._write_refused(error, size)
+        self._raise_translated(error)
+
+    def _write_refused(self, error: OSError, size: int) -> bool:
+        if error.errno != errno.EPIPE:
+            self._keep(error)
+        elif self._sending:
+            # The peer had gone in good order before we wrote: no reader is to be told of an error.
+            with self._lock:
+                self._pipe_broken = True
+        if not size:
+            return False
+        if error.errno == errno.EPIPE and not self._sending:
+            raise SocketError(errno.EPIPE, "this side's sending was shut down", socket=self) from error
+        raise RemoteDisconnectedError(error.errno or 0, self._lost(error), socket=self) from error
+
+    def _connected_meanwhile(self) -> bool:
+        """What to make of I/O on a stream that was not connected: raises if it failed or was closed."""
+        self._state()
+        if self._stage is Stage.FAILED:
+            raise self._failure() from self._error
+        return self._stage is Stage.CONNECTED
+
+    def _failure(self) -> ConnectionFailedError:
+        error = self._error or OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        return ConnectionFailedError(error.errno or 0, f"{self._peer_text()}: {error.strerror}", socket=self)
+
+    def _disconnected(self) -> RemoteDisconnectedError:
+        error = self._error or ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return RemoteDisconnectedError(error.errno or 0, self._lost(error), socket=self)
+
+    def _lost(self, error: OSError) -> str:
+        return f"connection with {self._peer_text()} lost: {error.strerror}"
+
+    def _check_end(self) -> None:
+        """A recv gave 0 bytes: return if that is the peer's clean end, raise what it is otherwise.
+
+        Two things look like an end and are none.  A close in another thread: its shutdown makes recv give 0.  And a
+        reset whose error another thread was told: after that the kernel gives 0.
+        """
+        self._open_handle()
+        if self._error is None and self._reset_in_doubt():
+            self._keep(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        if self._error is not None:
+            raise self._disconnected() from self._error
+        # The look above may itself have met the tombstone of a close that began after the first line.
+        self._open_handle()
+
+    def _reset_in_doubt(self) -> bool:
+        """Whether the kernel's 0 may stand for a reset that somebody else is just being told of."""
+        return False
+
+    def _keep(self, error: OSError) -> None:
+        """Keep what the kernel tells only once; the first error stays.
+
+        A copy: the original's traceback holds the frames of a caller, and his buffers.
+        """
+        with self._lock:
+            if self._error is None:
+                self._error = OSError(error.errno, error.strerror)
+
+    def _settle(self, stage: Stage, error: OSError | None = None) -> None:
+        """The connect is decided.  The caller holds the lock, and the socket is open."""
+        self._error = error
+        if stage is Stage.CONNECTED:
+            self._io = self._handle
+        self._stage = stage
+
+    def _mark_closed(self) -> None:
+        super()._mark_closed()
+        self._io = CLOSED
+
+    # What the pollers ask.
+
+    def _observe(self, flags: int) -> tuple[int, int] | None:
+        handle = self._handle
+        if handle is CLOSED or flags & INVALID:
+            return None
+        if self._stage is Stage.CONNECTING:
+            flags = self._flags_after_connect(handle, flags)
+        if not POLL_TELLS_END and flags & READABLE and at_end(handle):
+            flags |= READ_HUNG_UP
+        unread = 0
+        if flags & ANY_HANG_UP and self._stage is Stage.CONNECTED:
+            try:
+                unread = unread_bytes(handle)
+            except OSError:  # EBADF: closed meanwhile
+                return None
+        condition = condition_of(self._stage, flags, unread)
+        if condition is Condition.ENDED and flags & ERROR:
+            self._keep_pending_error()
+        possible = ATTAINABLE[condition] if self._sending else ATTAINABLE[condition] & ~READY_TO_WRITE
+        return stream_events(condition, flags, unread) & possible, possible
+
+    def _flags_after_connect(self, handle: Handle, flags: int) -> int:
+        self._advance(flags)
+        # The flags at hand were those of a stream that was not connected yet.
+        return look(handle, EVERYTHING) if self._stage is Stage.CONNECTED else flags
+
+    def _keep_pending_error(self) -> None:
+        with self._lock:
+            if self._handle is not CLOSED:
+                number = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    self._keep(OSError(number, os.strerror(number)))
+
+    def _advance(self, flags: int) -> None:
+        """Find out whether the connect is decided, and settle it if so."""
+        raise AssertionError("every kind of stream has its own")
+
+    def _interest(self, wanted: int, *, end_has_edge: bool) -> int | None:
+        if self._stage is Stage.CONNECTING and not self._connect_has_edge:
+            return None
+        return stream_interest(self._stage, wanted, end_has_edge=end_has_edge)
+
+    def _standing(self) -> int:
+        if self._stage is Stage.CONNECTED:
+            return STANDING[Condition.UP]
+        return STANDING[Condition.FAILED] if self._stage is Stage.FAILED else 0
+
+    def _peer_text(self) -> str:
+        return "peer"
+
+    def _describe(self) -> str:
+        return self._stage.value
