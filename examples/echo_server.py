@@ -9,43 +9,39 @@ import sys
 import bbipc
 from bbipc import SocketEvent
 
-DATA, ROOM, CALLER = SocketEvent.DATA_AVAILABLE, SocketEvent.READY_TO_WRITE, SocketEvent.CONNECTION_AVAILABLE
-BUFFER = bytearray(65536)
+CALLER, ROOM = SocketEvent.CONNECTION_AVAILABLE, SocketEvent.READY_TO_WRITE
+DATA_OR_END = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 
 
 def serve(poller: bbipc.Poller, server: bbipc.LocalServer | bbipc.IPv4TCPServer) -> None:
-    unsent: dict[bbipc.Socket, bytes] = {}  # what a client has not taken yet; it is not read from meanwhile
     poller.monitor_socket(server, CALLER)
     while True:
         for socket, _ in poller.wait_for_events(None):
-            if not isinstance(socket, bbipc.StreamSocket):
-                if server.connection_available():
-                    poller.monitor_socket(server.accept_connection(), DATA)
-                continue
             try:
-                echo(poller, socket, unsent)
+                if isinstance(socket, bbipc.StreamSocket):
+                    echo(poller, socket)
+                else:
+                    poller.monitor_socket(server.accept_connection(), DATA_OR_END)
+            except bbipc.NoConnectionAvailableError:
+                continue  # the caller has gone again
             except bbipc.RemoteDisconnectedError:
-                unsent.pop(socket, None)
                 socket.close()  # it leaves the poller by itself
 
 
-def echo(poller: bbipc.Poller, client: bbipc.StreamSocket, unsent: dict[bbipc.Socket, bytes]) -> None:
-    rest = unsent.pop(client, b"")
-    if not rest:
-        count = client.read_into(BUFFER)
-        if not count:
-            return client.close() if count == 0 else None
-        rest = BUFFER[:count]
-    sent = client.write(rest)
-    if sent < len(rest):
-        unsent[client] = bytes(rest[sent:])
-    wanted = ROOM if client in unsent else DATA
+def echo(poller: bbipc.Poller, client: bbipc.StreamSocket) -> None:
+    data = client.read(peek=True)
+    if not data:
+        return client.close() if data == b"" else None
+    sent = client.write(data)
+    if sent:
+        client.read(sent)  # the rest stays in the kernel: who does not read the echo is not read from
+    wanted = DATA_OR_END if sent == len(data) else ROOM
     if wanted is not poller.monitored_events(client):
         poller.set_monitored_events(client, wanted)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--local", metavar="PATH")
     parser.add_argument("--host", default=bbipc.IPV4_LOOPBACK)
     parser.add_argument("--port", type=int, default=12345)

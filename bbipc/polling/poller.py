@@ -31,7 +31,7 @@ from typing import ClassVar, Self
 from bbipc.errors import PollerClosedError
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.deadline import LONGEST_WAIT, checked_timeout, deadline_after, time_left
-from bbipc.polling.waker import Waker
+from bbipc.polling.waker import RETIRED, Waker
 from bbipc.polling.watch import FIRST_TICK, LONGEST_TICK, Mode, Watch, wanted_bits
 from bbipc.readiness import ANY_HANG_UP, EVERYTHING, INVALID
 from bbipc.sockets import fork
@@ -183,11 +183,8 @@ class Poller(ABC):
                 return self._wait_until(deadline, pairs)
         finally:
             if self._waiter is token:
-                self._waiter = None
-                if self._limbo:
-                    with self._lock:
-                        released, self._limbo = self._limbo, []
-                    del released
+                self._waiter = None  # first of all, with no call before it: a Ctrl-C could come in one
+                self._leave_wait()
 
     def wake(self) -> None:
         """End the wait of the thread that waits, or else the next one.  Any thread; never blocks, is never lost.
@@ -216,10 +213,22 @@ class Poller(ABC):
             watches = list(self._watches.values())
             for gone in (self._watches, self._looked, self._answers):
                 gone.clear()
-            self._waker.wake()
+            if self._waiter is None:
+                self._waker = RETIRED
+            else:  # epoll forgets a closed descriptor: its number must stay until the waiter has seen the wake
+                self._waker.wake()
             self._release_kernel()
         for watch in watches:
             watch.socket._remove_watcher(self)
+
+    def _leave_wait(self) -> None:
+        """The wait is over: give up what was kept for it.  Whoever comes later finds no waiter and gives it up himself."""
+        if self._limbo:
+            with self._lock:
+                released, self._limbo = self._limbo, []
+            del released
+        if self._closed:
+            self._waker = RETIRED
 
     # The short and the long way of a wait.
 
@@ -235,13 +244,13 @@ class Poller(ABC):
             found = self._collect(pairs)
             pairs = None
             if self._looked and time.monotonic() >= next_look:
-                found += self._look_again()
+                found |= self._look_again()
                 next_look = time.monotonic() + self._tick
                 self._tick = min(self._tick * 2, LONGEST_TICK)
             self._check_usable()
             # A wake from here on is one of a wait that is about to end, or else seen by the next round.
             if self._take_wake() or found or not left:
-                return found
+                return list(found.items())
 
     def _pause(self, next_look: float) -> float:
         """How long the kernel may be waited for, with regard to the sockets that have to be looked at."""
@@ -258,9 +267,9 @@ class Poller(ABC):
             woken, self._woken = self._woken, False
             return woken
 
-    def _collect(self, pairs: list[tuple[int, int]]) -> list[Event]:
+    def _collect(self, pairs: list[tuple[int, int]]) -> dict[Socket, SocketEvent]:
         """What a batch of kernel reports means."""
-        found: list[Event] = []
+        found: dict[Socket, SocketEvent] = {}
         for number, flags in pairs:
             if number == self._waker.number:
                 self._waker.drain()
@@ -268,19 +277,19 @@ class Poller(ABC):
             answer = self._answers.get((number, flags))
             watch = self._watches.get(number)
             if answer is not None:
-                found.append(answer)
+                found[answer[0]] = answer[1]
             elif watch is not None:
                 events = self._judge(watch, flags)
                 if events:
-                    found.append((watch.socket, EVENTS[events]))
+                    found[watch.socket] = EVENTS[events]
         return found
 
-    def _look_again(self) -> list[Event]:
+    def _look_again(self) -> dict[Socket, SocketEvent]:
         """Ask the sockets that the kernel does not watch."""
         with self._lock:
             looked = list(self._looked.values())
         found = [(watch.socket, self._judge(watch, look(watch.handle, EVERYTHING))) for watch in looked]
-        return [(socket, EVENTS[events]) for socket, events in found if events]
+        return {socket: EVENTS[events] for socket, events in found if events}
 
     def _judge(self, watch: Watch, flags: int) -> int:
         """What *flags* mean for *watch*, and how to go on with it."""

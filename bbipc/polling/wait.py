@@ -88,6 +88,7 @@ class _Wait:
         finally:
             for socket, _ in self._rows:
                 socket._remove_watcher(self)
+            self._waker = None  # this, too: an exception that somebody keeps must not keep numbers
             for watch in self._watches:
                 watch.release()
 
@@ -119,8 +120,9 @@ class _Wait:
 
     def socket_closed(self, socket: Socket) -> None:
         """Look again: the wait finds the socket closed and raises."""
-        if self._waker is not None:
-            self._waker.wake()
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
 
     def socket_changed(self, socket: Socket) -> None:
         """Look again."""

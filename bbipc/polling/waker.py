@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
 
 
 class Waker:
@@ -16,10 +17,15 @@ class Waker:
 
     __slots__ = ("number", "_pair")
 
-    def __init__(self) -> None:
-        """:raises OSError: there are no descriptors left"""
+    def __init__(self, *, retired: bool = False) -> None:
+        """*retired*: one without a descriptor, for the place of one that is given up; nobody waits for it.
+
+        :raises OSError: there are no descriptors left
+        """
         self._pair: tuple[socket.socket, socket.socket] | None = None
         self.number = -1
+        if retired:
+            return
         if hasattr(os, "eventfd"):
             self.number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
@@ -32,7 +38,8 @@ class Waker:
     def wake(self) -> None:
         """Make it readable.  Any thread."""
         if self._pair is None:
-            os.eventfd_write(self.number, 1)
+            if self.number >= 0:
+                os.eventfd_write(self.number, 1)
             return
         try:
             self._pair[1].send(b"\0")
@@ -42,6 +49,8 @@ class Waker:
     def drain(self) -> None:
         """Make it unreadable; the caller looks at everything *after* this, so a wake that comes in between counts."""
         try:
+            if self.number < 0:
+                return
             if self._pair is None:
                 os.eventfd_read(self.number)
             else:
@@ -56,3 +65,6 @@ class Waker:
                 end.close()
         elif self.number >= 0:
             os.close(self.number)
+
+
+RETIRED: Final = Waker(retired=True)

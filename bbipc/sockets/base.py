@@ -110,7 +110,9 @@ class Socket:
         the end now.  What the kernel had taken from ``write`` is still sent.  Never blocks.
         """
         with self._lock:
-            handle = self._handle
+            # Read and write with no call in between: there a signal handler could run, in this very thread and so past
+            # the lock, close the socket itself, and make this call a second closer.
+            handle, self._handle = self._handle, CLOSED
             if handle is CLOSED:
                 return
             self._mark_closed()
@@ -127,8 +129,7 @@ class Socket:
                     watcher.socket_closed(self)
 
     def _mark_closed(self) -> None:
-        """The caller holds the lock."""
-        self._handle = CLOSED
+        """The handle is gone: let go of what else holds it.  The caller holds the lock."""
 
     def _before_end(self) -> None:
         """What a kind of socket has to give back while its connection still stands; no lock is held."""

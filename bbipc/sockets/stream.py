@@ -372,7 +372,6 @@ class StreamSocket(Socket):
         self._stage = stage
 
     def _mark_closed(self) -> None:
-        super()._mark_closed()
         self._io = CLOSED
 
     # What the pollers ask.
