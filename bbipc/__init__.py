@@ -26,7 +26,7 @@ from bbipc.sockets.addresses import (
     resolve_ipv6_address,
 )
 from bbipc.sockets.adopt import adopt_descriptor
-from bbipc.sockets.base import Socket, StreamServer
+from bbipc.sockets.base import Socket
 from bbipc.sockets.local import (
     LocalServer,
     LocalStream,
@@ -35,6 +35,7 @@ from bbipc.sockets.local import (
     local_stream_pair,
     make_local_server,
 )
+from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from bbipc.sockets.tcp import (
     IPv4TCPServer,

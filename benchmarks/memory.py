@@ -51,18 +51,21 @@ def traced(poller: bbipc.Poller, server: bbipc.LocalServer, peers: list[socket.s
         idle = tracemalloc.get_traced_memory()[0]
         for peer in peers:
             peer.send(b"x")
-        buffer = bytearray(1)
-        left = count
-        while left:
-            for stream, _ in poller.wait_for_events(10.0):
-                assert isinstance(stream, bbipc.StreamSocket)
-                left -= stream.read_into(buffer) or 0
-        del stream
+        read_one_each(poller, count)
         gc.collect()
         used = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     return (idle - before) / count, (used - before) / count
+
+
+def read_one_each(poller: bbipc.Poller, count: int) -> None:
+    """Read the one byte that each of *count* streams was sent."""
+    buffer = bytearray(1)
+    while count:
+        for stream, _ in poller.wait_for_events(10.0):
+            assert isinstance(stream, bbipc.StreamSocket)
+            count -= stream.read_into(buffer) or 0
 
 
 def memory(_effort: Effort) -> list[Row]:

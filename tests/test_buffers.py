@@ -43,7 +43,7 @@ READ_WRITE: dict[str, Callable[[], Any]] = {
     "mmap": filled_map,
     "ctypes array of bytes": lambda: (ctypes.c_ubyte * 16)(*SIXTEEN),
     "ctypes array of items of 8": lambda: (ctypes.c_int64 * 2).from_buffer_copy(SIXTEEN),
-    "ctypes string buffer": lambda: (ctypes.c_char * 16)(*SIXTEEN),
+    "ctypes string buffer": lambda: (ctypes.c_char * 16).from_buffer_copy(SIXTEEN),
     "ctypes structure": lambda: Pair.from_buffer_copy(SIXTEEN),
 }
 READ_ONLY: dict[str, Callable[[], Any]] = {
@@ -55,10 +55,10 @@ READ_ONLY: dict[str, Callable[[], Any]] = {
 SIXTEENS = READ_WRITE | READ_ONLY
 #: no byte at all, of several kinds
 EMPTY: dict[str, Callable[[], Any]] = {
-    "bytearray": bytearray,
+    "bytearray": lambda: bytearray(0),
     "memoryview": lambda: memoryview(bytearray()),
     "array of items of 8": lambda: array.array("q"),
-    "ctypes array": lambda: (ctypes.c_int64 * 0)(),
+    "ctypes array": ctypes.c_int64 * 0,
 }
 NO_BUFFERS = ["text", None, 5, 1.5, [1, 2], object()]
 BAD_BOUNDS = [(-1, None), (17, None), (0, 17), (0, -1), (9, 8), (-16, -8), (16, 0), (2**70, None), (0, 2**70)]
@@ -114,13 +114,13 @@ def test_a_read_only_buffer_is_no_writable_window(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["bytearray", "array of items of 8", "ctypes array of items of 8"])
 def test_bounds_outside_the_buffer_are_refused_and_not_clipped(kind: str, start: int, end: int | None) -> None:
     for look in (window, writable_window):
-        with pytest.raises(ValueError, match="outside the buffer of 16 bytes|is behind end"):
+        with pytest.raises(ValueError, match=r"outside the buffer of 16 bytes|is behind end"):
             look(SIXTEENS[kind](), start, end)
 
 
 @pytest.mark.parametrize(("start", "end"), [(None, None), ("0", 4), (1.0, None), (0, "4"), (0, 4.0), (b"1", None)])
 def test_a_bound_that_is_no_int_is_refused_and_named(start: Any, end: Any) -> None:
-    with pytest.raises(TypeError, match="(start|end) must be an int, not "):
+    with pytest.raises(TypeError, match=r"(start|end) must be an int, not "):
         window(bytearray(16), start, end)
 
 
@@ -145,7 +145,7 @@ def test_a_window_is_the_slice_or_an_error_and_never_a_clipped_slice(data: bytes
     if 0 <= start <= stop <= len(data):
         assert window(data, start, end).tobytes() == data[start:stop]
     else:
-        with pytest.raises(ValueError, match="start|end"):
+        with pytest.raises(ValueError, match=r"start|end"):
             window(data, start, end)
 
 
@@ -258,9 +258,9 @@ def test_bad_bounds_consume_and_send_nothing(pair: LocalPair, start: int, end: i
     buffer = bytearray(SIXTEEN)
     assert one.write(b"kept") == 4
     for peek in (False, True):
-        with pytest.raises(ValueError, match="start|end"):
+        with pytest.raises(ValueError, match=r"start|end"):
             other.read_into(buffer, start, end, peek=peek)
-    with pytest.raises(ValueError, match="start|end"):
+    with pytest.raises(ValueError, match=r"start|end"):
         one.write(buffer, start, end)
     assert buffer == SIXTEEN
     assert other.read() == b"kept"
@@ -283,14 +283,15 @@ def test_a_bound_that_is_no_int_consumes_and_sends_nothing(pair: LocalPair, star
 def test_what_is_no_buffer_is_neither_written_nor_read_into(pair: LocalPair, value: Any) -> None:
     one, other = pair
     assert one.write(b"kept") == 4
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: one.write(value),
         lambda: one.write(value, 0, 1),
         lambda: one.write_vector([value]),
         lambda: one.write_vector([b"first", value]),
         lambda: other.read_into(value),
         lambda: other.read_into(value, 0, 1),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(TypeError):
             call()
     assert other.read() == b"kept"
@@ -319,13 +320,14 @@ def test_a_buffer_with_gaps_is_neither_written_nor_read_into(pair: LocalPair, pa
     one, other = pair
     gaps: Buffer = memoryview(bytearray(16))[part]
     assert one.write(b"kept") == 4
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: one.write(gaps),
         lambda: one.write(gaps, 1),
         lambda: one.write_vector([gaps]),
         lambda: other.read_into(gaps),
         lambda: other.read_into(gaps, 1),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(TypeError):
             call()
     assert other.read() == b"kept"
@@ -337,8 +339,13 @@ def test_a_released_memoryview_is_refused_and_nothing_moves(pair: LocalPair) -> 
     view = memoryview(bytearray(4))
     view.release()
     assert one.write(b"kept") == 4
-    for call in (lambda: one.write(view), lambda: other.read_into(view), lambda: other.read_into(view, 0, 2)):
-        with pytest.raises(ValueError, match="released"):
+    calls: list[Callable[[], object]] = [
+        lambda: one.write(view),
+        lambda: other.read_into(view),
+        lambda: other.read_into(view, 0, 2),
+    ]
+    for call in calls:
+        with pytest.raises((ValueError, TypeError), match=r"released|read-write"):  # as CPython's own sockets say it
             call()
     assert other.read() == b"kept"
 

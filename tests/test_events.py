@@ -24,6 +24,13 @@ NAMES = (
     "REMOTE_DISCONNECTED",
 )
 
+
+class Foreign(enum.Flag):
+    """Somebody else's."""
+
+    DATA = 16
+
+
 any_events = st.sets(st.sampled_from(list(SocketEvent))).map(lambda some: reduce(or_, some, SocketEvent(0)))
 
 
@@ -43,12 +50,12 @@ def test_the_events_are_single_bits_without_overlap() -> None:
 
 
 def test_servers_and_streams_share_no_event_and_together_have_all() -> None:
-    assert events.SERVER_EVENTS & events.STREAM_EVENTS == 0
-    assert events.SERVER_EVENTS | events.STREAM_EVENTS == sum(event.value for event in SocketEvent)
+    assert not events.SERVER_EVENTS & events.STREAM_EVENTS
+    assert sum(event.value for event in SocketEvent) == events.SERVER_EVENTS | events.STREAM_EVENTS
 
 
 def test_an_event_is_no_int_so_that_no_foreign_mask_passes_for_one() -> None:
-    assert not issubclass(SocketEvent, enum.IntFlag)
+    assert not issubclass(SocketEvent, int)
     assert not isinstance(SocketEvent.DATA_AVAILABLE, int)
 
 
@@ -83,9 +90,7 @@ def test_bits_of_a_union_is_the_union_of_the_bits(some: SocketEvent, more: Socke
     assert events.bits(some | more) == events.bits(some) | events.bits(more)
 
 
-@pytest.mark.parametrize(
-    "value", [1, 0, True, None, "DATA_AVAILABLE", 4.0, enum.Flag("Foreign", "DATA")(1), SocketEvent]
-)
+@pytest.mark.parametrize("value", [1, 0, True, None, "DATA_AVAILABLE", 4.0, Foreign.DATA, SocketEvent])
 def test_bits_refuses_what_is_no_socket_event_and_names_its_type(value: object) -> None:
     with pytest.raises(TypeError, match="events must be a SocketEvent, not ") as caught:
         events.bits(value)  # type: ignore[arg-type]

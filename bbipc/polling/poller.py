@@ -84,6 +84,7 @@ class Poller(ABC):
         :raises OSError: the kernel has no room for it
         """
         wanted = wanted_bits(socket, events)
+        self._check_process()
         with socket._lock, self._lock:
             self._check_usable()
             if socket.fileno() in self._watches:
@@ -108,6 +109,7 @@ class Poller(ABC):
         :raises KeyError: it is not monitored (closing a socket ends its monitoring)
         :raises PollerClosedError: the poller was closed
         """
+        self._check_process()
         with socket._lock, self._lock:
             self._remove_locked(self._watch_of_locked(socket))
             socket._remove_watcher(self)
@@ -118,6 +120,7 @@ class Poller(ABC):
         :raises KeyError: it is not monitored
         :raises PollerClosedError: the poller was closed
         """
+        self._check_process()
         with self._lock:
             return EVENTS[self._watch_of_locked(socket).wanted]
 
@@ -133,6 +136,7 @@ class Poller(ABC):
         :raises TypeError: not a Socket, or not a SocketEvent
         """
         wanted = wanted_bits(socket, events)
+        self._check_process()
         with self._lock:
             watch = self._watch_of_locked(socket)
             self._forget_answers_locked(watch)
@@ -147,6 +151,7 @@ class Poller(ABC):
 
         :raises PollerClosedError: the poller was closed
         """
+        self._check_process()
         with self._lock:
             self._check_usable()
             return tuple(watch.socket for watch in self._watches.values())
@@ -164,6 +169,7 @@ class Poller(ABC):
         :raises ValueError: a negative or NaN timeout
         """
         limit = checked_timeout(timeout)
+        self._check_process()
         token = object()
         try:
             with self._lock:
@@ -191,6 +197,7 @@ class Poller(ABC):
 
         :raises PollerClosedError: the poller was closed
         """
+        self._check_process()
         with self._lock:
             self._check_usable()
             self._woken = True
@@ -222,7 +229,7 @@ class Poller(ABC):
             watch.socket._remove_watcher(self)
 
     def _leave_wait(self) -> None:
-        """The wait is over: give up what was kept for it.  Whoever comes later finds no waiter and gives it up himself."""
+        """Give up what was kept for the wait.  Whoever comes later finds no waiter and gives it up himself."""
         if self._limbo:
             with self._lock:
                 released, self._limbo = self._limbo, []
@@ -310,9 +317,12 @@ class Poller(ABC):
 
     # Helpers that need the lock.
 
-    def _check_usable(self) -> None:
+    def _check_process(self) -> None:
+        """To be asked before the lock is taken: in a forked child it may be held by a thread that is not there."""
         if self._generation != fork.generation:
             raise PollerClosedError("this poller belongs to the process that forked this one; make another")
+
+    def _check_usable(self) -> None:
         if self._closed:
             raise PollerClosedError("the poller is closed")
 
@@ -401,6 +411,7 @@ class Poller(ABC):
                     self._forget_answers_locked(watch)
 
     def __enter__(self) -> Self:
+        self._check_process()
         self._check_usable()
         return self
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Final
 
 from bbipc.errors import SocketError
 from bbipc.readiness import Stage
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import Handle, make_handle
 from bbipc.sockets.local import LocalServer, LocalStream
-from bbipc.sockets.tcp import IPv4TCPServer, IPv4TCPStream, IPv6TCPServer, IPv6TCPStream
+from bbipc.sockets.tcp import IPv4TCPServer, IPv4TCPStream, IPv6TCPServer, IPv6TCPStream, name_of
+
+_FAMILIES: Final = frozenset(
+    getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name)
+)
 
 
 def adopt_descriptor(descriptor: int) -> Socket:
@@ -34,7 +39,7 @@ def adopt_descriptor(descriptor: int) -> Socket:
         ) from error
     try:
         kind = (probe.family, bool(probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
-        if probe.type != socket.SOCK_STREAM or probe.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        if probe.type != socket.SOCK_STREAM or probe.family not in _FAMILIES:
             raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
         peer = None if kind[1] else probe.getpeername()
     except OSError as error:
@@ -52,9 +57,9 @@ def adopt_descriptor(descriptor: int) -> Socket:
 
 def _server(handle: Handle) -> Socket:
     if handle.family == socket.AF_INET:
-        return IPv4TCPServer(handle)
+        return IPv4TCPServer(handle, name_of(handle))
     if handle.family == socket.AF_INET6:
-        return IPv6TCPServer(handle)
+        return IPv6TCPServer(handle, name_of(handle))
     name = handle.getsockname()
     return LocalServer(handle, name, os.fsencode(name), None)
 
@@ -64,8 +69,6 @@ def _stream(handle: Handle, peer: object) -> Socket:
         return LocalStream(
             handle, Stage.CONNECTED, handle.getsockname() or (peer if isinstance(peer, str | bytes) else "")
         )
-    name = handle.getsockname()
-    local = (str(name[0]), int(name[1]))
     remote = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
     kind = IPv4TCPStream if handle.family == socket.AF_INET else IPv6TCPStream
-    return kind(handle, Stage.CONNECTED, local, remote)
+    return kind(handle, Stage.CONNECTED, name_of(handle), remote)

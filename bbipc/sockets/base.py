@@ -1,4 +1,4 @@
-"""Socket: the lifetime that all sockets share, and the upper half of the closing protocol; StreamServer.
+"""Socket: the lifetime that all sockets share, and the upper half of the closing protocol.
 
 Law of this file: every method may be called from any thread at any time, and no lock is held across anything that can
 wait.  ``_handle`` is read without a lock, used at once and not kept; it is written only under ``_lock``, once, by the
@@ -23,37 +23,12 @@ from __future__ import annotations
 import errno
 import warnings
 from types import TracebackType
-from typing import Final, NoReturn, Protocol, Self
+from typing import NoReturn, Protocol, Self
 
-from bbipc.errors import NoConnectionAvailableError, SocketClosedError, SocketError
-from bbipc.events import SERVER_EVENTS
-from bbipc.readiness import EVERYTHING, READABLE, server_events
+from bbipc.errors import SocketClosedError, SocketError
+from bbipc.readiness import EVERYTHING
 from bbipc.sockets import fork
 from bbipc.sockets.handle import CLOSED, Handle, end, look
-
-#: accept(2) hands over errors that belong to a peer which has gone already; its page says to treat them like EAGAIN
-_PEER_VANISHED: Final = frozenset(
-    number
-    for number, name in errno.errorcode.items()
-    if name
-    in {
-        "ECONNABORTED",
-        "ECONNRESET",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "EINTR",
-        "ENETDOWN",
-        "ENETUNREACH",
-        "ENONET",
-        "ENOPROTOOPT",
-        "EOPNOTSUPP",
-        "EPERM",
-        "EPROTO",
-        "ETIMEDOUT",
-    }
-)
-#: how many of them one accept_connection skips before it gives the thread back
-_MAX_SKIPPED: Final = 64
 
 
 class Watcher(Protocol):
@@ -104,14 +79,16 @@ class Socket:
         return self._open_handle().fileno()
 
     def close(self) -> None:
-        """Close it, from any thread, any number of times; exactly one caller does the work, the others return at once.
+        """Close it, from any thread, any number of times; exactly one caller does the work, the others return at
+        once.
 
         Threads that wait for this socket raise SocketClosedError within milliseconds, pollers drop it, the peer sees
-        the end now.  What the kernel had taken from ``write`` is still sent.  Never blocks.
+        the end now.  What the kernel had taken from ``write`` is still sent.  Never blocks; only a local server may
+        wait, for at most 1 s, while another program holds the lock on its path's directory.
         """
         with self._lock:
-            # Read and write with no call in between: there a signal handler could run, in this very thread and so past
-            # the lock, close the socket itself, and make this call a second closer.
+            # Read and write with no call in between: there a signal handler could run, in this very thread and so
+            # past the lock, close the socket itself, and make this call a second closer.
             handle, self._handle = self._handle, CLOSED
             if handle is CLOSED:
                 return
@@ -161,7 +138,7 @@ class Socket:
 
     def _interest(self, wanted: int, *, end_has_edge: bool) -> int | None:
         """The kernel's flags to wait for, or None where no flag tells: look again after a while."""
-        return READABLE
+        raise AssertionError("every kind of socket has its own")
 
     def _standing(self) -> int:
         """The events that are true whatever the kernel's flags say, as far as is known without asking it."""
@@ -218,33 +195,3 @@ class Socket:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be pickled; pass its descriptor with send_descriptors()")
-
-
-class StreamServer(Socket):
-    """A listening socket."""
-
-    __slots__ = ()
-    _events_offered = SERVER_EVENTS
-
-    def connection_available(self) -> bool:
-        """Whether a peer waits to be accepted now.  Never blocks.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0])
-
-    def _accept(self) -> tuple[int, object]:
-        """The descriptor number of the next connection, and its peer's address as the kernel tells it."""
-        for _ in range(_MAX_SKIPPED):
-            try:
-                return self._handle.accept_number()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if self._handle is CLOSED or error.errno not in _PEER_VANISHED:
-                    self._raise_translated(error)
-        self._open_handle()
-        raise NoConnectionAvailableError(self)
-
-    def _observe(self, flags: int) -> tuple[int, int] | None:
-        return None if self._handle is CLOSED else (server_events(flags), SERVER_EVENTS)

@@ -22,13 +22,16 @@ from bbipc.errors import ConnectionFailedError, NoLocalServerError, SocketClosed
 from bbipc.readiness import Stage
 from bbipc.sockets import paths
 from bbipc.sockets.addresses import backlog_size
-from bbipc.sockets.base import Socket, StreamServer
+from bbipc.sockets.base import Socket
 from bbipc.sockets.buffers import octets
 from bbipc.sockets.handle import CLOSED, NO_SIGNAL, Handle, make_handle
+from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 
 #: what the kernel takes in one message (SCM_MAX_FD of Linux)
 MAX_DESCRIPTORS: Final = 253
+#: None where Python has no local sockets (Windows)
+_FAMILY: Final[socket.AddressFamily | None] = getattr(socket, "AF_UNIX", None)
 _NOBODY: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
 _INT: Final = struct.Struct("i")
 
@@ -91,17 +94,19 @@ class LocalStream(StreamSocket):
         size = octets(data).nbytes
         if not size:
             raise ValueError("descriptors travel with at least one byte of data")
+        if self._io is CLOSED and not self._connected_meanwhile():
+            return 0
         try:
-            sent = _pass_on(self._io, descriptors, data)
+            return _pass_on(self._io, descriptors, data)
         except BlockingIOError:
             return 0
         except SocketClosedError:
             raise
         except OSError as error:
-            if not self._may_write_again(error, size):
-                return 0
-            return self.send_descriptors(descriptors, data)
-        return sent
+            if error.errno == errno.EBADF:  # one of the descriptors, or a close of this stream
+                self._raise_translated(error)
+            self._may_write_again(error, size)
+            return 0
 
     def receive_descriptors(self, max_descriptors: int, max_bytes: int = 65536) -> tuple[bytes, list[int]] | None:
         """Read bytes and the open files that came with them, as close-on-exec numbers that are the caller's to close.
@@ -179,7 +184,7 @@ class LocalServer(StreamServer):
         :raises SocketError: EMFILE, ENFILE, ENOMEM: the system is out of something; the peer goes on waiting
         """
         number, _ = self._accept()
-        return LocalStream(make_handle(socket.AF_UNIX, fileno=number), Stage.CONNECTED, self.path)
+        return LocalStream(_make_handle(number), Stage.CONNECTED, self.path)
 
     def _before_end(self) -> None:
         # While the socket still listens: its inode cannot be another file's yet, and no prober takes it for stale.
@@ -198,7 +203,8 @@ def make_local_server(
     *mode*: the permission bits of the socket file from its first moment on, masked by the umask.  *delete_on_close*:
     remove the file at close, if it is still this server's.  *replace_stale*: take over the file of a server that
     died. A leading NUL in *path* asks for Linux's abstract namespace, where there is no file, no mode and no owner.
-    Any thread.  It waits for at most 5 s, while another program holds the directory's lock.
+    Any thread.  It waits for at most 5 s, and its close for at most 1 s, while another program holds the directory's
+    lock.
 
     :raises ValueError: an empty, too long or NUL-holding path, or a number out of range
     :raises TypeError: no path
@@ -208,7 +214,7 @@ def make_local_server(
     paths.permission_bits(mode)
     backlog_size(backlog)
     try:
-        handle = make_handle(socket.AF_UNIX)
+        handle = _make_handle()
         if paths.is_abstract(name):
             handle.bind(name)
             handle.listen(backlog)
@@ -235,7 +241,7 @@ def connect_to_local_server(path: Path) -> LocalStream:
     name = paths.socket_path(path)
     shown = os.fspath(path)
     try:
-        handle = make_handle(socket.AF_UNIX)
+        handle = _make_handle()
     except OSError as error:
         raise SocketError(error.errno or errno.EIO, f"cannot connect to {shown!r}: {error.strerror}") from error
     number = handle.connect_ex(name)
@@ -254,12 +260,22 @@ def local_stream_pair() -> tuple[LocalStream, LocalStream]:
     :raises SocketError: there are no descriptors left
     """
     try:
-        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        first = make_handle(socket.AF_UNIX, fileno=one.detach())
-        second = make_handle(socket.AF_UNIX, fileno=other.detach())
+        _family()
+        one, other = socket.socketpair()
+        first, second = _make_handle(one.detach()), _make_handle(other.detach())
     except OSError as error:
         raise SocketError(error.errno or errno.EIO, f"cannot make a stream pair: {error.strerror}") from error
     return LocalStream(first, Stage.CONNECTED, ""), LocalStream(second, Stage.CONNECTED, "")
+
+
+def _family() -> socket.AddressFamily:
+    if _FAMILY is None:
+        raise OSError(errno.EAFNOSUPPORT, "this system's Python has no local sockets")
+    return _FAMILY
+
+
+def _make_handle(fileno: int | None = None) -> Handle:
+    return make_handle(_family(), fileno=fileno)
 
 
 def _pass_on(io: Handle, descriptors: Sequence[Socket | int], data: Buffer) -> int:

@@ -66,6 +66,8 @@ _DISCONNECTED: Final = frozenset(
 )
 #: recv allocates what it is asked for before it knows what is there: memory follows what arrives, not what is asked
 _MAX_READ: Final = 1 << 20
+#: not on Windows
+_HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 #: Linux and the BSDs refuse a longer vector
 _MAX_VECTOR: Final = 1024
 
@@ -246,6 +248,8 @@ class StreamSocket(Socket):
         :raises TypeError: not all are contiguous buffers
         """
         vector = list(buffers)[:_MAX_VECTOR]
+        if not _HAS_SENDMSG:
+            return self.write(b"".join(octets(buffer) for buffer in vector))
         try:
             return self._io.sendmsg(vector, (), NO_SIGNAL)
         except BlockingIOError:

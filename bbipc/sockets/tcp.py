@@ -17,8 +17,8 @@ from typing import Final, Generic, TypeVar
 from bbipc.errors import SocketError
 from bbipc.readiness import ERROR, HUNG_UP, WRITABLE, Stage
 from bbipc.sockets.addresses import IPV4_ANY, IPV6_ANY, backlog_size, numeric_address, port_number
-from bbipc.sockets.base import StreamServer
 from bbipc.sockets.handle import CLOSED, Handle, look, make_handle
+from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 
 #: the kernel goes on connecting (EWOULDBLOCK: Windows' word for it)
@@ -167,9 +167,9 @@ class TCPServer(StreamServer, Generic[_S]):
     __slots__ = ("host_address", "port")
     _stream_kind: type[_S]
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, address: _Address) -> None:
         super().__init__(handle)
-        self.host_address, self.port = _name_of(handle)
+        self.host_address, self.port = address
 
     def accept_connection(self) -> _S:
         """The next connection, connected, with ``no_delay`` on.  Never blocks.
@@ -187,7 +187,7 @@ class TCPServer(StreamServer, Generic[_S]):
         with contextlib.suppress(OSError):  # macOS, BSD: EINVAL once the peer has reset it; reading will tell
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.host_address in (IPV4_ANY, IPV6_ANY):  # which of our addresses the peer has called
-                local = _name_of(handle)
+                local = name_of(handle)
         return self._stream_kind(handle, Stage.CONNECTED, local, remote)
 
     def _describe(self) -> str:
@@ -221,8 +221,7 @@ def make_ipv4_tcp_server(
     :raises TypeError: a port that is no int
     :raises SocketError: the kernel refused (EADDRINUSE, EACCES, EADDRNOTAVAIL, EMFILE …)
     """
-    handle = _listen(socket.AF_INET, host_address, port, reuse_address, reuse_port, backlog)
-    return IPv4TCPServer(handle)
+    return IPv4TCPServer(*_listen(socket.AF_INET, host_address, port, reuse_address, reuse_port, backlog))
 
 
 def make_ipv6_tcp_server(
@@ -234,8 +233,7 @@ def make_ipv6_tcp_server(
     :raises TypeError: a port that is no int
     :raises SocketError: the kernel refused
     """
-    handle = _listen(socket.AF_INET6, host_address, port, reuse_address, reuse_port, backlog)
-    return IPv6TCPServer(handle)
+    return IPv6TCPServer(*_listen(socket.AF_INET6, host_address, port, reuse_address, reuse_port, backlog))
 
 
 def connect_to_ipv4_tcp_server(
@@ -265,7 +263,8 @@ def connect_to_ipv6_tcp_server(
     return _connect(IPv6TCPStream, host_address, port, local_host_address, local_port)
 
 
-def _name_of(handle: Handle) -> _Address:
+def name_of(handle: Handle) -> _Address:
+    """Where the socket of *handle* is bound."""
     name = handle.getsockname()
     return str(name[0]), int(name[1])
 
@@ -277,7 +276,7 @@ def _self_connect() -> OSError:
 
 def _listen(  # noqa: PLR0917
     family: socket.AddressFamily, host_address: str, port: int, reuse_address: bool, reuse_port: bool, backlog: int
-) -> Handle:
+) -> tuple[Handle, _Address]:
     address = (numeric_address(family, host_address), port_number(port))
     backlog_size(backlog)
     try:
@@ -292,10 +291,10 @@ def _listen(  # noqa: PLR0917
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         handle.bind(address)
         handle.listen(backlog)
+        return handle, name_of(handle)
     except OSError as error:
         reason = f"cannot listen on {address[0]} port {address[1]}: {error.strerror}"
         raise SocketError(error.errno or errno.EIO, reason) from error
-    return handle
 
 
 def _connect(kind: type[_S], host_address: str, port: int, local_host_address: str | None, local_port: int) -> _S:
@@ -313,14 +312,15 @@ def _connect(kind: type[_S], host_address: str, port: int, local_host_address: s
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if local_host_address is not None or local_port:
             handle.bind(local)
+        number = handle.connect_ex(remote)
+        name = name_of(handle)
     except OSError as error:
         reason = f"cannot connect from {local[0]} port {local[1]}: {error.strerror}"
         raise SocketError(error.errno or errno.EIO, reason) from error
-    number = handle.connect_ex(remote)
     if number in _UNDER_WAY:
-        return kind(handle, Stage.CONNECTING, _name_of(handle), remote)
+        return kind(handle, Stage.CONNECTING, name, remote)
     if number:
-        return kind(handle, Stage.FAILED, _name_of(handle), remote, OSError(number, os.strerror(number)))
-    if _name_of(handle) == remote:
-        return kind(handle, Stage.FAILED, remote, remote, _self_connect())
-    return kind(handle, Stage.CONNECTED, _name_of(handle), remote)
+        return kind(handle, Stage.FAILED, name, remote, OSError(number, os.strerror(number)))
+    if name == remote:
+        return kind(handle, Stage.FAILED, name, remote, _self_connect())
+    return kind(handle, Stage.CONNECTED, name, remote)

@@ -1,0 +1,204 @@
+"""The architecture, read off the source: who may import whom, and how long things may get."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import bbipc
+
+ROOT = Path(bbipc.__file__).resolve().parent
+MODULES = {
+    ".".join(("bbipc", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 30
+SHORT_FUNCTIONS = 0.9
+
+#: each may import those of the layers before it, and nothing beside or behind itself
+LAYERS: list[set[str]] = [
+    {"bbipc.errors"},
+    {"bbipc.events"},
+    {"bbipc.readiness"},
+    {"bbipc.sockets"},
+    {"bbipc.polling"},
+    {"bbipc.messages"},
+    {"bbipc"},
+]
+SOCKET_LAYERS: list[set[str]] = [
+    {"fork", "handle", "buffers", "addresses"},
+    {"paths"},
+    {"base"},
+    {"stream"},
+    {"server"},
+    {"tcp", "local"},
+    {"adopt"},
+]
+POLLING_LAYERS: list[set[str]] = [
+    {"waker", "deadline", "watch"},
+    {"poller", "wait"},
+    {"epoll", "kqueue", "poll", "select"},
+    {"make"},
+]
+INNER_LAYERS = {"bbipc.sockets": SOCKET_LAYERS, "bbipc.polling": POLLING_LAYERS}
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"), str(MODULES[name]))
+
+
+def imports_of(name: str) -> set[str]:
+    """The full names of all modules that *name* imports, wherever in it: at the head, in a function, for typing."""
+    found = set()
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = name if name in PACKAGES else name.rpartition(".")[0]
+            for _ in range(node.level - 1):
+                package = package.rpartition(".")[0]
+            origin = ".".join(part for part in (package if node.level else "", node.module or "") if part)
+            for alias in node.names:  # "from bbipc.sockets import fork" imports a module
+                found.add(f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in MODULES else origin)
+    return found
+
+
+def our_imports(name: str) -> set[str]:
+    return {other for other in imports_of(name) if other.split(".")[0] == "bbipc"}
+
+
+def layer_of(name: str) -> int:
+    """Which of LAYERS *name* belongs to; the package itself is the last."""
+    own = name if name == "bbipc" else ".".join(name.split(".")[:2])
+    ranks = [rank for rank, layer in enumerate(LAYERS) if own in layer]
+    assert ranks, f"{name} is in no layer: draw it into DESIGN.md section 2 and into this test"
+    return ranks[0]
+
+
+def inner_layer_of(name: str) -> int:
+    package, _, own = name.rpartition(".")
+    ranks = [rank for rank, layer in enumerate(INNER_LAYERS[package]) if own in layer]
+    assert ranks, f"{name} is in no layer of {package}: draw it into this test"
+    return ranks[0]
+
+
+def test_the_walk_sees_the_whole_package_and_its_imports() -> None:
+    """Against a walk that finds nothing, of which everything is true."""
+    assert {"bbipc", "bbipc.errors", "bbipc.sockets.handle", "bbipc.polling.wait"} <= set(MODULES)
+    assert "bbipc.sockets.handle" in imports_of("bbipc.polling.wait")
+    assert "bbipc.sockets.fork" in imports_of("bbipc.sockets.base")
+    assert "fcntl" in imports_of("bbipc.sockets.handle")  # an import inside an "if"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way_through_the_layers(name: str) -> None:
+    for other in our_imports(name):
+        if name.split(".")[:2] == other.split(".")[:2] and name != "bbipc":
+            continue  # inside of one layer: see below
+        assert layer_of(other) < layer_of(name), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", INNER_LAYERS)
+def test_imports_inside_a_layer_run_one_way_too(package: str) -> None:
+    inner = [name for name in MODULES if name.startswith(f"{package}.")]
+    assert inner
+    for name in inner:
+        for other in our_imports(name):
+            if other.startswith(f"{package}."):
+                assert inner_layer_of(other) < inner_layer_of(name), f"{name} imports {other}"
+            assert other != package, f"{name} imports its own package"
+
+
+@pytest.mark.parametrize("name", INNER_LAYERS)
+def test_a_package_on_the_way_imports_nothing(name: str) -> None:
+    assert imports_of(name) == set()
+
+
+def test_the_layers_of_this_test_name_no_module_that_has_gone() -> None:
+    for package, layers in INNER_LAYERS.items():
+        for layer in layers:
+            assert {f"{package}.{own}" for own in layer} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_in_bbipc_knows_the_pool(name: str) -> None:
+    assert not [other for other in imports_of(name) if other.split(".")[0] == "pool"]
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Name):
+            assert node.id != "__import__"
+    assert "importlib" not in {other.split(".")[0] for other in imports_of(name)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_private_module_of_the_standard_library_is_imported(name: str) -> None:
+    for other in imports_of(name):
+        private = [part for part in other.split(".") if part.startswith("_") and part != "__future__"]
+        assert not private, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_standard_library_and_typing_extensions_are_needed(name: str) -> None:
+    for other in imports_of(name):
+        top = other.split(".")[0]
+        assert top in sys.stdlib_module_names or top in {"bbipc", "typing_extensions"}, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_private_name_is_imported_from_another_module(name: str) -> None:
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+            assert not [alias.name for alias in node.names if alias.name == "*"]
+
+
+@pytest.mark.parametrize("name", ["bbipc.errors", "bbipc.events", "bbipc.readiness", "bbipc.sockets.buffers"])
+def test_a_pure_module_makes_no_system_call_and_takes_no_lock(name: str) -> None:
+    impure = {
+        "socket",
+        "select",
+        "threading",
+        "time",
+        "fcntl",
+        "termios",
+        "signal",
+        "subprocess",
+        "bbipc.sockets.handle",
+    }
+    assert not imports_of(name) & impure
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_starts_a_thread(name: str) -> None:
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in {"Thread", "Timer", "start_new_thread"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_at_its_head_what_it_is(name: str) -> None:
+    head = ast.get_docstring(tree_of(name))
+    assert head
+    assert len(head.splitlines()[0]) > 10
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_can_be_read_in_one_sitting(name: str) -> None:
+    lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{name} has {lines} lines"
+
+
+def test_nine_functions_of_ten_fit_on_a_screen() -> None:
+    lengths = {
+        f"{name}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for name in MODULES
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(lengths) > 100
+    long = {name: length for name, length in lengths.items() if length >= MAX_FUNCTION_LINES}
+    assert len(long) <= (1 - SHORT_FUNCTIONS) * len(lengths), long
