@@ -53,4 +53,4 @@ def bits(events: SocketEvent) -> int:
     """
     if not isinstance(events, SocketEvent):
         raise TypeError(f"events must be a SocketEvent, not {type(events).__name__}")
-    return events.value
+    return events._value_  # .value is a property written in Python: 0.07 us

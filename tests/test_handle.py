@@ -229,6 +229,26 @@ def test_many_first_sockets_open_one_tombstone(dead_pair: None) -> None:
     assert list(handle_module._tombstone) == ["number"]
 
 
+def test_of_two_first_tombstones_one_is_kept_and_the_other_closed(
+    dead_pair: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread prepares one while this one is at it."""
+    pair = socket.socketpair
+    overtaken: list[int] = []
+
+    def slow_pair() -> tuple[socket.socket, socket.socket]:
+        made = pair()
+        if not overtaken:
+            overtaken.append(-1)
+            overtaken.append(int(str(Worker(handle_module._prepare_tombstone).outcome())))
+        return made
+
+    monkeypatch.setattr(socket, "socketpair", slow_pair)
+    before = set(os.listdir("/proc/self/fd"))
+    assert handle_module._prepare_tombstone() == overtaken[1]
+    assert set(os.listdir("/proc/self/fd")) - before == {str(overtaken[1])}
+
+
 # Where there is no O_PATH.
 
 
@@ -237,11 +257,10 @@ def test_a_dead_pair_ends_the_connection_and_keeps_the_number(dead_pair: None) -
         peer.sendall(b"unread")
         number = handle.fileno()
         end(handle, shut_down=True)
+        assert look(handle, EVERYTHING) & (READABLE | HUNG_UP | INVALID) == READABLE | HUNG_UP
         assert handle.recv(1) == b""
         with pytest.raises(BrokenPipeError):
             handle.send(b"x", handle_module.NO_SIGNAL)
-        assert look(handle, EVERYTHING) & (READABLE | HUNG_UP) == READABLE | HUNG_UP
-        assert not look(handle, EVERYTHING) & INVALID
         os.fstat(number)
         del handle
         assert_free(number)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import bbipc
 from bbipc import PollerClosedError, SocketEvent
 from bbipc.events import STREAM_EVENTS
-from bbipc.polling import poller
+from bbipc.polling import poller, registry
 from bbipc.polling.kqueue import (
     ADD,
     DELETE,
@@ -35,7 +35,7 @@ from bbipc.polling.kqueue import (
     flags_of,
 )
 from bbipc.readiness import ERROR, EVERYTHING, HUNG_UP, INVALID, READ_HUNG_UP, READABLE, WRITABLE
-from bbipc.sockets import base, stream
+from bbipc.sockets import base, connection
 from bbipc.sockets.handle import Handle, at_end, look
 from tests.support.makers import PATIENCE, Namespace, Worker, fill, wait_until_asleep
 
@@ -125,10 +125,10 @@ def no_edge_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         """A peek leaves a pending error where it is on the BSDs (soreceive); on Linux it takes it."""
         return not look(handle, 0) & ERROR and at_end(handle)
 
-    monkeypatch.setattr(stream, "at_end", at_end_without)
-    for module in (poller, stream):
+    monkeypatch.setattr(connection, "at_end", at_end_without)
+    for module in (registry, connection):
         monkeypatch.setattr(module, "POLL_TELLS_END", False)
-    for module in (poller, stream, base):
+    for module in (poller, connection, base):
         monkeypatch.setattr(module, "look", look_without)
 
 

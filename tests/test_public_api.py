@@ -131,6 +131,8 @@ def public_callables() -> dict[str, Callable[..., Any]]:
                         function = member.fget if isinstance(member, property) else member
                         if not own.startswith("_") and inspect.isfunction(function):
                             found[f"{kind.__name__}.{own}"] = function
+                            if kind.__name__ == "Registry":  # users know it as the Poller's
+                                found[f"{name}.{own}"] = function
     return found
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -53,19 +55,44 @@ def test_a_wake_makes_it_readable_until_it_is_drained() -> None:
     assert not is_readable(waker)
 
 
+@contextlib.contextmanager
+def unblocked_at_the_end(waker: Waker, *workers: Worker) -> Iterator[None]:
+    """Where a wake blocks, the test fails, and its threads end nevertheless."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            while worker.is_alive():
+                waker.drain()
+                worker.join(0.001)
+
+
+def wake_often(waker: Waker, count: int) -> None:
+    """In a thread of its own: a wake that blocks is a failure of the test and not its end."""
+
+    def wakes() -> None:
+        for _ in range(count):
+            waker.wake()
+
+    with unblocked_at_the_end(waker, worker := Worker(wakes)):
+        worker.outcome()
+
+
 def test_many_wakes_are_gone_after_one_drain() -> None:
     waker = Waker()
-    for _ in range(10_000):
-        waker.wake()
+    wake_often(waker, 10_000)
     waker.drain()
     assert not is_readable(waker)
 
 
-@pytest.mark.parametrize("wakes", [4095, 4096, 4097, 8192])
-def test_one_drain_is_enough_at_the_bounds_of_its_buffer(wakes: int) -> None:
+@pytest.mark.parametrize("wakes", [4095, 4096, 4097, 8192, 10_000])
+def test_one_drain_is_enough_for_any_number_of_wakes(wakes: int) -> None:
+    """Linux takes only some hundred single bytes, other systems 8,192: so they are put there at once."""
     waker = Waker()
-    for _ in range(wakes):
-        waker.wake()
+    if waker._pair is None:
+        wake_often(waker, wakes)
+    else:
+        assert waker._pair[1].send(bytes(wakes)) == wakes
     waker.drain()
     assert not is_readable(waker)
 
@@ -106,7 +133,8 @@ def test_a_hundred_thousand_wakes_from_eight_threads_never_block_and_one_drain_t
         return WAKES // THREADS
 
     workers = [Worker(hammer) for _ in range(THREADS)]
-    assert sum(int(str(worker.outcome(60))) for worker in workers) == WAKES
+    with unblocked_at_the_end(waker, *workers):
+        assert sum(int(str(worker.outcome(20))) for worker in workers) == WAKES
     assert is_readable(waker)
     waker.drain()
     assert not is_readable(waker)

@@ -12,6 +12,7 @@ import select
 from bbipc.polling.deadline import milliseconds
 from bbipc.polling.poller import Poller
 from bbipc.readiness import READABLE
+from bbipc.sockets.handle import poll_mask
 
 
 class PollPoller(Poller):
@@ -32,7 +33,7 @@ class PollPoller(Poller):
             changes, self._changes = self._changes, {}
         for number, mask in changes.items():
             if mask:
-                self._poll.register(number, mask)
+                self._poll.register(number, poll_mask(mask))
             else:
                 self._forget(number)
         return self._poll.poll(None if seconds is None else milliseconds(seconds))

@@ -1,17 +1,8 @@
 """Poller: many sockets, monitored by one waiting thread, changed and woken by any other.
 
-Two laws.  One thread waits at a time (a second one is refused: they would steal each other's events); everything else
-may be called by any thread at any time, also while one waits, and takes effect at once.  And an event is
-reported for the socket that was registered, never for another that was given its number:
-
-- A registration holds the socket's handle, so its number cannot be anybody else's while it stands.
-- Closing a socket removes its registration before its number changes meaning (``socket_closing``).
-- A registration that ends while a thread waits leaves its handle in ``_limbo`` until that wait has made its batch of
-  kernel reports into answers; until then the number in the batch stays taken.
-
-Who guards what: ``_watches``, ``_looked``, ``_answers``, ``_limbo``, ``_waiter``, ``_closed`` and the kernel's set
-belong to ``_lock``; a helper whose name ends in ``_locked`` needs it.  The order is: a socket's lock, then a
-poller's.  So no socket is asked for anything (it may take its lock) under a poller's.
+Law of this file: one thread waits at a time, a second one is refused (they would steal each other's events);
+everything else may be called by any thread at any time.  ``registry.py`` tells why an event never reaches the wrong
+socket.
 
 A wait, and its short cut.  ``_answers`` maps a pair as the kernel reports it, (number, flags), to the pair that is
 returned, (socket, events), for flags whose meaning cannot change while the registration stands: no hang-up, connect
@@ -21,27 +12,24 @@ socket what the flags mean, decide how to go on waiting for it.
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
-from bbipc.errors import PollerClosedError
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.deadline import LONGEST_WAIT, checked_timeout, deadline_after, time_left
-from bbipc.polling.waker import RETIRED, Waker
-from bbipc.polling.watch import FIRST_TICK, LONGEST_TICK, Mode, Watch, wanted_bits
-from bbipc.readiness import ANY_HANG_UP, EVERYTHING, INVALID
+from bbipc.polling.registry import Event, Registry
+from bbipc.polling.waker import RETIRED
+from bbipc.polling.watch import LONGEST_TICK, Mode, Watch
+from bbipc.readiness import EVERYTHING
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from bbipc.sockets.handle import POLL_TELLS_END, Handle, look
-
-Event = tuple[Socket, SocketEvent]
+from bbipc.sockets.handle import Handle, look
 
 
-class Poller(ABC):
+class Poller(Registry):
     """Monitors sockets; made by :func:`bbipc.make_poller`.
 
     ``backend``: the name of the kernel call behind it.  All backends behave alike.  Level-triggered: what is true is
@@ -49,112 +37,11 @@ class Poller(ABC):
     """
 
     backend: ClassVar[str]
-    #: the kernel call has a flag for the peer's end alone
-    _end_has_edge: ClassVar[bool] = POLL_TELLS_END
-    #: a change of the kernel's set takes effect during a wait
-    _sees_changes: ClassVar[bool] = False
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._waker = Waker()
-        self._watches: dict[int, Watch] = {}
-        self._looked: dict[int, Watch] = {}  # those in mode NOW or TICK
-        self._answers: dict[tuple[int, int], Event] = {}
-        self._limbo: list[Handle] = []
-        self._waiter: object = None  # a token of the call that waits
-        self._woken = False
-        self._closed = False
-        self._tick = FIRST_TICK
-        self._generation = fork.generation
 
     @property
     def closed(self) -> bool:
         """Whether somebody closed it."""
         return self._closed
-
-    def monitor_socket(self, socket: Socket, events: SocketEvent) -> None:
-        """Report *events* of *socket* from now on; no events at all: keep it, report nothing.
-
-        Any thread, also while another waits: it takes effect at once.  Closing the socket ends it.
-
-        :raises ValueError: it is monitored already, or it does not have one of the events
-        :raises SocketClosedError: the socket was closed
-        :raises PollerClosedError: the poller was closed
-        :raises TypeError: not a Socket, or not a SocketEvent
-        :raises OSError: the kernel has no room for it
-        """
-        wanted = wanted_bits(socket, events)
-        self._check_process()
-        with socket._lock, self._lock:
-            self._check_usable()
-            if socket.fileno() in self._watches:
-                raise ValueError(f"{socket!r} is monitored already")
-            watch = Watch(socket, socket._add_watcher(self), wanted)
-            # Into the table before into the kernel: a signal handler that closes the socket in between finds it
-            # there.
-            self._watches[watch.number] = watch
-            try:
-                watch.begin(end_has_edge=self._end_has_edge)
-                self._enter_mode_locked(watch, Mode.NEVER, 0)
-            except BaseException:
-                self._watches.pop(watch.number, None)
-                watch.release()
-                socket._remove_watcher(self)
-                raise
-            self._nudge_locked(watch)
-
-    def unmonitor_socket(self, socket: Socket) -> None:
-        """Report nothing of *socket* any more.  Any thread.
-
-        :raises KeyError: it is not monitored (closing a socket ends its monitoring)
-        :raises PollerClosedError: the poller was closed
-        """
-        self._check_process()
-        with socket._lock, self._lock:
-            self._remove_locked(self._watch_of_locked(socket))
-            socket._remove_watcher(self)
-
-    def monitored_events(self, socket: Socket) -> SocketEvent:
-        """What is reported of *socket*.  Any thread.
-
-        :raises KeyError: it is not monitored
-        :raises PollerClosedError: the poller was closed
-        """
-        self._check_process()
-        with self._lock:
-            return EVENTS[self._watch_of_locked(socket).wanted]
-
-    def set_monitored_events(self, socket: Socket, events: SocketEvent) -> None:
-        """Report *events* of *socket* instead; a socket that had fallen silent (see :meth:`wait_for_events`) is tried
-        anew.
-
-        Any thread, also while another waits: it takes effect at once.
-
-        :raises KeyError: it is not monitored
-        :raises ValueError: it does not have one of the events
-        :raises PollerClosedError: the poller was closed
-        :raises TypeError: not a Socket, or not a SocketEvent
-        """
-        wanted = wanted_bits(socket, events)
-        self._check_process()
-        with self._lock:
-            watch = self._watch_of_locked(socket)
-            self._forget_answers_locked(watch)
-            mode, mask = watch.mode, watch.mask
-            watch.wanted = wanted
-            watch.begin(end_has_edge=self._end_has_edge)
-            self._enter_mode_locked(watch, mode, mask)
-            self._nudge_locked(watch)
-
-    def monitored_sockets(self) -> tuple[Socket, ...]:
-        """All monitored sockets, in the order in which they came.  Any thread.
-
-        :raises PollerClosedError: the poller was closed
-        """
-        self._check_process()
-        with self._lock:
-            self._check_usable()
-            return tuple(watch.socket for watch in self._watches.values())
 
     def wait_for_events(self, timeout: float | None) -> list[Event]:
         """Wait until a monitored socket has one of its events; those that have.
@@ -230,12 +117,14 @@ class Poller(ABC):
 
     def _leave_wait(self) -> None:
         """Give up what was kept for the wait.  Whoever comes later finds no waiter and gives it up himself."""
-        if self._limbo:
+        if self._limbo or self._closed:
+            released: list[Handle] = []
             with self._lock:
-                released, self._limbo = self._limbo, []
+                if self._waiter is None:  # else another wait has begun meanwhile, and all of it is needed there
+                    released, self._limbo = self._limbo, released
+                    if self._closed:
+                        self._waker = RETIRED
             del released
-        if self._closed:
-            self._waker = RETIRED
 
     # The short and the long way of a wait.
 
@@ -300,6 +189,7 @@ class Poller(ABC):
 
     def _judge(self, watch: Watch, flags: int) -> int:
         """What *flags* mean for *watch*, and how to go on with it."""
+        changes = watch.changes
         state = watch.socket._observe(flags)
         if state is None:  # closed meanwhile; its closer removes it
             return 0
@@ -311,73 +201,11 @@ class Poller(ABC):
             watch.decide(flags, found, state[1], end_has_edge=self._end_has_edge)
             if (watch.mode, watch.mask) != (mode, mask):
                 self._enter_mode_locked(watch, mode, mask)
-            elif found and watch.mode is Mode.KERNEL:
+            elif found and watch.mode is Mode.KERNEL and watch.changes == changes:
                 self._keep_answer_locked(watch, flags, found)
             return found
 
-    # Helpers that need the lock.
-
-    def _check_process(self) -> None:
-        """To be asked before the lock is taken: in a forked child it may be held by a thread that is not there."""
-        if self._generation != fork.generation:
-            raise PollerClosedError("this poller belongs to the process that forked this one; make another")
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise PollerClosedError("the poller is closed")
-
-    def _watch_of_locked(self, socket: Socket) -> Watch:
-        self._check_usable()
-        watch = self._watches.get(socket._handle.fileno())
-        if watch is None or watch.socket is not socket:
-            raise KeyError(socket)
-        return watch
-
-    def _enter_mode_locked(self, watch: Watch, old_mode: Mode, old_mask: int) -> None:
-        """The watch is to be waited for in another way than before: tell the kernel, and the thread that waits."""
-        asked = watch.mask if watch.mode is Mode.KERNEL else 0
-        self._tell_kernel(watch.number, old_mask if old_mode is Mode.KERNEL else 0, asked)
-        if watch.mode in (Mode.NOW, Mode.TICK):
-            if watch.mode is not old_mode:
-                self._tick = FIRST_TICK
-            self._looked[watch.number] = watch
-        else:
-            self._looked.pop(watch.number, None)
-
-    def _remove_locked(self, watch: Watch) -> None:
-        del self._watches[watch.number]
-        self._looked.pop(watch.number, None)
-        self._forget_answers_locked(watch)
-        if watch.mode is Mode.KERNEL:
-            self._tell_kernel(watch.number, watch.mask, 0)
-        # Before the look at _waiter: a wait that ends just now either sees the handle in limbo, or is seen to have
-        # ended.
-        self._limbo.append(watch.handle)
-        if self._waiter is None:
-            self._limbo.clear()
-        else:
-            self._waker.wake()
-
-    def _keep_answer_locked(self, watch: Watch, flags: int, found: int) -> None:
-        if POLL_TELLS_END and not flags & (ANY_HANG_UP | INVALID) and flags not in watch.answers:
-            self._answers[watch.number, flags] = (watch.socket, EVENTS[found])
-            watch.answers += (flags,)
-
-    def _forget_answers_locked(self, watch: Watch) -> None:
-        for flags in watch.answers:
-            self._answers.pop((watch.number, flags), None)
-        watch.answers = ()
-
-    def _nudge_locked(self, watch: Watch) -> None:
-        """Make the thread that waits see what has changed, where its kernel call does not see it by itself."""
-        if self._waiter is not None and not (self._sees_changes and watch.mode in (Mode.KERNEL, Mode.NEVER)):
-            self._waker.wake()
-
     # What a backend supplies.
-
-    @abstractmethod
-    def _tell_kernel(self, number: int, old: int, new: int) -> None:
-        """Watch *number* for the flags *new* instead of *old*; 0: not at all.  Called under the lock."""
 
     @abstractmethod
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
@@ -386,29 +214,6 @@ class Poller(ABC):
     @abstractmethod
     def _release_kernel(self) -> None:
         """Let go of the kernel's object; a call in flight holds it until it returns."""
-
-    # What the sockets tell.
-
-    def socket_closing(self, socket: Socket, handle: Handle) -> None:
-        """Not for users: *socket* is being closed, its number is about to change meaning."""
-        if self._generation != fork.generation:  # the kernel's set is the parent's: removing here would remove there
-            return
-        with self._lock:
-            watch = self._watches.get(handle.fileno())
-            if watch is not None and watch.socket is socket:
-                self._woken = self._woken or self._waiter is not None
-                self._remove_locked(watch)
-
-    def socket_closed(self, socket: Socket) -> None:
-        """Not for users: *socket* is closed; the wait was ended when it left."""
-
-    def socket_changed(self, socket: Socket) -> None:
-        """Not for users: what can come of *socket* has changed."""
-        if self._generation == fork.generation:
-            with self._lock:
-                watch = self._watches.get(socket._handle.fileno())
-                if watch is not None and watch.socket is socket:
-                    self._forget_answers_locked(watch)
 
     def __enter__(self) -> Self:
         self._check_process()
@@ -423,6 +228,9 @@ class Poller(ABC):
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._watches)} sockets"

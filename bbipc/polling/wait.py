@@ -2,12 +2,12 @@
 
 Law of this file: no thread, nothing registered that outlives the call, no state between calls.  A wait costs one
 system call when something is there already; only one that really waits makes a waker (2 us), through which a close in
-another thread ends it also where it may not shut the connection down.  Out of descriptors it looks every 50 ms instead.
+another thread ends it also where it may not shut the connection down.  Out of descriptors it looks every 50 ms
+instead.
 """
 
 from __future__ import annotations
 
-import contextlib
 import select
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ from bbipc.polling.waker import Waker
 from bbipc.polling.watch import FIRST_TICK, LONGEST_TICK, Mode, Watch, wanted_bits
 from bbipc.readiness import EVERYTHING, READABLE, WRITABLE
 from bbipc.sockets.base import Socket
-from bbipc.sockets.handle import POLL_TELLS_END, Handle, look
+from bbipc.sockets.handle import POLL_TELLS_END, Handle, look, poll_mask
 
 _Row = tuple[Socket, int]
 
@@ -73,8 +73,10 @@ class _Wait:
         self._rows = rows
         self._watches: list[Watch] = []
         self._waker: Waker | None = None
-        with contextlib.suppress(OSError):  # out of descriptors: the wait ticks instead, see _until
+        try:
             self._waker = Waker()
+        except OSError:  # out of descriptors: the wait ticks instead, see _until
+            pass
 
     def run(self, limit: float | None) -> list[int]:
         """What came of each row."""
@@ -100,14 +102,19 @@ class _Wait:
             pause = 0.0 if Mode.NOW in modes else min(left, tick) if Mode.TICK in modes else left
             if self._waker is None:
                 pause = min(pause, LONGEST_TICK)
-            _kernel_wait(self._watches, self._waker, pause)
-            found = [self._look(watch) for watch in self._watches]
+            told = _kernel_wait(self._watches, self._waker, pause)
+            if self._waker is not None and self._waker.number in told:
+                self._waker.drain()  # before the looks: a wake that comes after them ends the next pause
+            found = [self._look(watch, told) for watch in self._watches]
             if any(found) or not left or all(watch.mode is Mode.NEVER for watch in self._watches):
                 return found
             tick = min(tick * 2, LONGEST_TICK)
 
-    def _look(self, watch: Watch) -> int:
-        flags = look(watch.handle, EVERYTHING)
+    def _look(self, watch: Watch, told: dict[int, int]) -> int:
+        # What the kernel has just told covers all that is wanted.  Of what it was silent it may not have been asked.
+        flags = told.get(watch.number) if watch.mode is Mode.KERNEL else None
+        if flags is None:
+            flags = look(watch.handle, EVERYTHING)
         state = watch.socket._observe(flags)
         if state is None:
             raise SocketClosedError(watch.socket)
@@ -129,8 +136,8 @@ class _Wait:
         self.socket_closed(socket)
 
 
-def _kernel_wait(watches: list[Watch], waker: Waker | None, seconds: float) -> None:
-    """Sleep until the kernel has something to say of the watches in its charge, or the waker is woken."""
+def _kernel_wait(watches: list[Watch], waker: Waker | None, seconds: float) -> dict[int, int]:
+    """Sleep until the kernel tells something of the watches in its charge, or the waker is woken; what it told."""
     masks = {} if waker is None else {waker.number: READABLE}
     for watch in watches:
         if watch.mode is Mode.KERNEL:  # a socket may stand in several rows
@@ -138,9 +145,9 @@ def _kernel_wait(watches: list[Watch], waker: Waker | None, seconds: float) -> N
     if hasattr(select, "poll"):
         poll = select.poll()
         for number, mask in masks.items():
-            poll.register(number, mask)
-        poll.poll(milliseconds(seconds))
-    else:
-        everything = list(masks)
-        writable = [number for number, mask in masks.items() if mask & WRITABLE]
-        select.select([number for number, mask in masks.items() if mask & READABLE], writable, everything, seconds)
+            poll.register(number, poll_mask(mask))
+        return dict(poll.poll(milliseconds(seconds)))
+    readers = [number for number, mask in masks.items() if mask & READABLE]
+    writers = [number for number, mask in masks.items() if mask & WRITABLE]
+    select.select(readers, writers, list(masks), seconds)
+    return {}  # it tells too little: every socket is looked at

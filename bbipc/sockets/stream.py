@@ -1,14 +1,8 @@
-"""StreamSocket: reading, writing and the predicates of a connection, the same for TCP and local.
+"""StreamSocket: reading and writing, the same for TCP and local.
 
-Law of this file: one call, one system call on one descriptor, no loop, no lock on the way that succeeds.  Every
-method may be called from any thread at any time.  Who guards what: ``_stage``, ``_error``, ``_io``, ``_sending`` and
-``_pipe_broken`` are read without a lock and written under ``_lock``.
-
-``_io`` is what reads and writes go through.  It is the handle while the stream is connected, and CLOSED before, so
-that the common path need not ask for the stage: CLOSED answers EBADF, and the slow path finds out why.
-
-A pending error (a refused connect, a reset) is told by the kernel exactly once, to whichever call comes first.  So
-whoever is told keeps it in ``_error``, and everybody after him is told from there.
+Law of this file: one call, one system call on one descriptor, no loop, and no lock on the way that succeeds.  Every
+method may be called from any thread at any time.  The first lines of a method are the hot path (1.15 times the bare
+system call's own method); what an error means is found out after it happened.
 """
 
 from __future__ import annotations
@@ -22,32 +16,10 @@ from typing import Final
 from typing_extensions import Buffer
 
 from bbipc.errors import ConnectionFailedError, RemoteDisconnectedError, SocketClosedError, SocketError
-from bbipc.events import (
-    CONNECTION_FAILED,
-    CONNECTION_SUCCEEDED,
-    DATA_AVAILABLE,
-    READY_TO_WRITE,
-    REMOTE_DISCONNECTED,
-    STREAM_EVENTS,
-)
-from bbipc.readiness import (
-    ANY_HANG_UP,
-    ATTAINABLE,
-    ERROR,
-    EVERYTHING,
-    INVALID,
-    READ_HUNG_UP,
-    READABLE,
-    STANDING,
-    Condition,
-    Stage,
-    condition_of,
-    stream_events,
-    stream_interest,
-)
-from bbipc.sockets.base import Socket
+from bbipc.readiness import Stage
 from bbipc.sockets.buffers import octets, window, writable_window
-from bbipc.sockets.handle import CLOSED, NO_SIGNAL, POLL_TELLS_END, Handle, at_end, look, unread_bytes
+from bbipc.sockets.connection import Connection
+from bbipc.sockets.handle import CLOSED, NO_SIGNAL
 
 #: the connection is gone; anything else (no memory, say) is an error of this one call
 _DISCONNECTED: Final = frozenset(
@@ -72,7 +44,7 @@ _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 _MAX_VECTOR: Final = 1024
 
 
-class StreamSocket(Socket):
+class StreamSocket(Connection):
     """One end of a connection.
 
     Nothing here blocks.  A read gives ``None`` (or a write 0) when there is nothing to do now: wait with
@@ -80,77 +52,7 @@ class StreamSocket(Socket):
     write, each get whole calls, in whatever order they come.
     """
 
-    __slots__ = ("_io", "_stage", "_error", "_sending", "_pipe_broken")
-    _events_offered = STREAM_EVENTS
-    #: poll tells when the connect is decided; where it does not, a waiter has to try again now and then
-    _connect_has_edge = True
-
-    def __init__(self, handle: Handle, stage: Stage, error: OSError | None = None) -> None:
-        super().__init__(handle)
-        self._stage = stage
-        self._error = error
-        self._io = handle if stage is Stage.CONNECTED else CLOSED
-        self._sending = True
-        self._pipe_broken = False
-
-    # Predicates: each is one look at the kernel, two system calls at a hang-up.
-
-    def determined(self) -> bool:
-        """Whether the connect has come to an end, good or bad.  Once true, always true.
-
-        :raises SocketClosedError: it was closed
-        """
-        self._open_handle()
-        if self._stage is Stage.CONNECTING:
-            self._state()
-        return self._stage is not Stage.CONNECTING
-
-    def connection_succeeded(self) -> bool:
-        """Whether it is connected and the peer is still there, or has left bytes to read.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0] & CONNECTION_SUCCEEDED)
-
-    def connection_failed(self) -> bool:
-        """Whether the connect failed, or the peer is gone and all that it sent was read.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0] & CONNECTION_FAILED)
-
-    def connection_error(self) -> OSError | None:
-        """Why the connect failed, or the connection was reset; ``None`` where neither happened.  Never raises it.
-
-        :raises SocketClosedError: it was closed
-        """
-        self._state()
-        return self._error
-
-    def data_available(self) -> bool:
-        """Whether a read would give at least one byte; also after the peer's hang-up, until all is read.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0] & DATA_AVAILABLE)
-
-    def ready_to_write(self) -> bool:
-        """Whether a write would take at least one byte.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0] & READY_TO_WRITE)
-
-    def remote_disconnected(self) -> bool:
-        """Whether the peer closed, reset or shut its sending side, and all that it sent was read.
-
-        After a mere ``shutdown_write`` of the peer ``write`` still works.
-
-        :raises SocketClosedError: it was closed
-        """
-        return bool(self._state()[0] & REMOTE_DISCONNECTED)
-
-    # Reading and writing: the first lines are the hot path, 1.15 times the bare system call's method.
+    __slots__ = ()
 
     def read_into(self, buffer: Buffer, start: int = 0, end: int | None = None, *, peek: bool = False) -> int | None:
         """Read into bytes *start* to *end* of *buffer*; how many came.
@@ -358,76 +260,3 @@ class StreamSocket(Socket):
     def _reset_in_doubt(self) -> bool:
         """Whether the kernel's 0 may stand for a reset that somebody else is just being told of."""
         return False
-
-    def _keep(self, error: OSError) -> None:
-        """Keep what the kernel tells only once; the first error stays.
-
-        A copy: the original's traceback holds the frames of a caller, and his buffers.
-        """
-        with self._lock:
-            if self._error is None:
-                self._error = OSError(error.errno, error.strerror)
-
-    def _settle(self, stage: Stage, error: OSError | None = None) -> None:
-        """The connect is decided.  The caller holds the lock, and the socket is open."""
-        self._error = error
-        if stage is Stage.CONNECTED:
-            self._io = self._handle
-        self._stage = stage
-
-    def _mark_closed(self) -> None:
-        self._io = CLOSED
-
-    # What the pollers ask.
-
-    def _observe(self, flags: int) -> tuple[int, int] | None:
-        handle = self._handle
-        if handle is CLOSED or flags & INVALID:
-            return None
-        if self._stage is Stage.CONNECTING:
-            flags = self._flags_after_connect(handle, flags)
-        if not POLL_TELLS_END and flags & READABLE and at_end(handle):
-            flags |= READ_HUNG_UP
-        unread = 0
-        if flags & ANY_HANG_UP and self._stage is Stage.CONNECTED:
-            try:
-                unread = unread_bytes(handle)
-            except OSError:  # EBADF: closed meanwhile
-                return None
-        condition = condition_of(self._stage, flags, unread)
-        if condition is Condition.ENDED and flags & ERROR:
-            self._keep_pending_error()
-        possible = ATTAINABLE[condition] if self._sending else ATTAINABLE[condition] & ~READY_TO_WRITE
-        return stream_events(condition, flags, unread) & possible, possible
-
-    def _flags_after_connect(self, handle: Handle, flags: int) -> int:
-        self._advance(flags)
-        # The flags at hand were those of a stream that was not connected yet.
-        return look(handle, EVERYTHING) if self._stage is Stage.CONNECTED else flags
-
-    def _keep_pending_error(self) -> None:
-        with self._lock:
-            if self._handle is not CLOSED:
-                number = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number:
-                    self._keep(OSError(number, os.strerror(number)))
-
-    def _advance(self, flags: int) -> None:
-        """Find out whether the connect is decided, and settle it if so."""
-        raise AssertionError("every kind of stream has its own")
-
-    def _interest(self, wanted: int, *, end_has_edge: bool) -> int | None:
-        if self._stage is Stage.CONNECTING and not self._connect_has_edge:
-            return None
-        return stream_interest(self._stage, wanted, end_has_edge=end_has_edge)
-
-    def _standing(self) -> int:
-        if self._stage is Stage.CONNECTED:
-            return STANDING[Condition.UP]
-        return STANDING[Condition.FAILED] if self._stage is Stage.FAILED else 0
-
-    def _peer_text(self) -> str:
-        return "peer"
-
-    def _describe(self) -> str:
-        return self._stage.value

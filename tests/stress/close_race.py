@@ -90,10 +90,11 @@ class StreamRace:
             thread.start()
         for _ in range(self._rounds):
             self._round()
+            if self.errors:
+                self._barrier.abort()
+                raise self.errors[0]
         for thread in self._threads:
             thread.join(10)
-        if self.errors:
-            raise self.errors[0]
         return self.strangers
 
     def _round(self) -> None:
@@ -101,7 +102,7 @@ class StreamRace:
         self._target = target
         self._barrier.wait(30)
         for _ in self._threads:  # close only when all are at it
-            self._at_it.acquire()
+            assert self._at_it.acquire(timeout=30)
         target.close()
         new, new_peer = bbipc.local_stream_pair()
         new_peer.write(SECRET)
@@ -123,7 +124,7 @@ class StreamRace:
                     pass
             except bbipc.SocketClosedError:
                 pass
-            except bbipc.SocketError as error:  # the peer never goes while the target is open
+            except (bbipc.SocketError, ValueError) as error:  # ValueError: poll, of a number that a plain close took
                 self.errors.append(error)
             self._barrier.wait(30)
 
@@ -180,6 +181,11 @@ def switch_interval(seconds: float) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+def rounds_of(rounds: int) -> int:
+    """Without a GIL a round on one processor takes 50 to 140 ms instead of 4, and finds the bug 3 times as often."""
+    return rounds if getattr(sys, "_is_gil_enabled", lambda: True)() else rounds // 13
+
+
 @contextlib.contextmanager
 def pinned_to_one_cpu() -> Iterator[None]:
     """This thread, and those that it starts, share one processor.
@@ -207,7 +213,7 @@ def main() -> None:
             race = StreamRace(name, args.rounds)
             try:
                 print(f"{name}: {race.run()} of {args.rounds} closes reached a stranger")
-            except bbipc.SocketError as error:
+            except (bbipc.SocketError, ValueError) as error:
                 print(f"{name}: {race.strangers} of {args.rounds} closes reached a stranger, then {error!r}")
         print(f"accept_connection: {AcceptRace(args.rounds).run()} of {args.rounds} closes reached a stranger")
 

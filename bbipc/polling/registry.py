@@ -1,0 +1,223 @@
+"""Registry: which sockets a poller monitors, for what, and how the kernel is asked for it.
+
+Law of this file: every method may be called by any thread at any time, also while one waits for events, and takes
+effect at once.  And an event is reported for the socket that was registered, never for another that was given its
+number:
+
+- A registration holds the socket's handle, so its number cannot be anybody else's while it stands.
+- Closing a socket removes its registration before its number changes meaning (``socket_closing``).
+- A registration that ends while a thread waits leaves its handle in ``_limbo`` until that wait has made its batch of
+  kernel reports into answers; until then the number in the batch stays taken.
+
+Who guards what: all fields belong to ``_lock``; a helper whose name ends in ``_locked`` needs it.  The order is: a
+socket's lock, then a poller's.  So under a poller's lock no socket is asked for anything for which it takes its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from bbipc.errors import PollerClosedError
+from bbipc.events import EVENTS, SocketEvent
+from bbipc.polling.waker import Waker
+from bbipc.polling.watch import FIRST_TICK, Mode, Watch, wanted_bits
+from bbipc.readiness import ANY_HANG_UP, INVALID
+from bbipc.sockets import fork
+from bbipc.sockets.base import Socket
+from bbipc.sockets.handle import POLL_TELLS_END, Handle
+
+Event = tuple[Socket, SocketEvent]
+
+
+class Registry(ABC):
+    """The registrations of one poller; :class:`Poller` adds the wait."""
+
+    #: the kernel call has a flag for the peer's end alone
+    _end_has_edge: ClassVar[bool] = POLL_TELLS_END
+    #: a change of the kernel's set takes effect during a wait
+    _sees_changes: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._waker = Waker()
+        self._watches: dict[int, Watch] = {}
+        self._looked: dict[int, Watch] = {}  # those in mode NOW or TICK
+        self._answers: dict[tuple[int, int], Event] = {}  # see poller.py
+        self._limbo: list[Handle] = []
+        self._waiter: object = None  # a token of the call that waits
+        self._woken = False
+        self._closed = False
+        self._tick = FIRST_TICK
+        self._generation = fork.generation
+
+    def monitor_socket(self, socket: Socket, events: SocketEvent) -> None:
+        """Report *events* of *socket* from now on; no events at all: keep it, report nothing.
+
+        Any thread, also while another waits: it takes effect at once.  Closing the socket ends it.
+
+        :raises ValueError: it is monitored already, or it does not have one of the events
+        :raises SocketClosedError: the socket was closed
+        :raises PollerClosedError: the poller was closed
+        :raises TypeError: not a Socket, or not a SocketEvent
+        :raises OSError: the kernel has no room for it
+        """
+        wanted = wanted_bits(socket, events)
+        self._check_process()
+        with socket._lock, self._lock:
+            self._check_usable()
+            if socket.fileno() in self._watches:
+                raise ValueError(f"{socket!r} is monitored already")
+            watch = Watch(socket, socket._add_watcher(self), wanted)
+            # Into the table before into the kernel: a signal handler that closes the socket in between finds it
+            # there.
+            self._watches[watch.number] = watch
+            try:
+                watch.begin(end_has_edge=self._end_has_edge)
+                self._enter_mode_locked(watch, Mode.NEVER, 0)
+            except BaseException:
+                self._watches.pop(watch.number, None)
+                watch.release()
+                socket._remove_watcher(self)
+                raise
+            self._nudge_locked(watch)
+
+    def unmonitor_socket(self, socket: Socket) -> None:
+        """Report nothing of *socket* any more.  Any thread.
+
+        :raises KeyError: it is not monitored (closing a socket ends its monitoring)
+        :raises PollerClosedError: the poller was closed
+        """
+        self._check_process()
+        with socket._lock, self._lock:
+            self._remove_locked(self._watch_of_locked(socket))
+            socket._remove_watcher(self)
+
+    def monitored_events(self, socket: Socket) -> SocketEvent:
+        """What is reported of *socket*.  Any thread.
+
+        :raises KeyError: it is not monitored
+        :raises PollerClosedError: the poller was closed
+        """
+        self._check_process()
+        with self._lock:
+            return EVENTS[self._watch_of_locked(socket).wanted]
+
+    def set_monitored_events(self, socket: Socket, events: SocketEvent) -> None:
+        """Report *events* of *socket* instead; a socket that had fallen silent (see :meth:`wait_for_events`) is tried
+        anew.
+
+        Any thread, also while another waits: it takes effect at once.
+
+        :raises KeyError: it is not monitored
+        :raises ValueError: it does not have one of the events
+        :raises PollerClosedError: the poller was closed
+        :raises TypeError: not a Socket, or not a SocketEvent
+        """
+        wanted = wanted_bits(socket, events)
+        self._check_process()
+        with self._lock:
+            watch = self._watch_of_locked(socket)
+            self._forget_answers_locked(watch)
+            mode, mask = watch.mode, watch.mask
+            watch.wanted = wanted
+            watch.begin(end_has_edge=self._end_has_edge)
+            self._enter_mode_locked(watch, mode, mask)
+            self._nudge_locked(watch)
+
+    def monitored_sockets(self) -> tuple[Socket, ...]:
+        """All monitored sockets, in the order in which they came.  Any thread.
+
+        :raises PollerClosedError: the poller was closed
+        """
+        self._check_process()
+        with self._lock:
+            self._check_usable()
+            return tuple(watch.socket for watch in self._watches.values())
+
+    # Helpers.
+
+    def _check_process(self) -> None:
+        """To be asked before the lock is taken: in a forked child it may be held by a thread that is not there."""
+        if self._generation != fork.generation:
+            raise PollerClosedError("this poller belongs to the process that forked this one; make another")
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise PollerClosedError("the poller is closed")
+
+    def _watch_of_locked(self, socket: Socket) -> Watch:
+        self._check_usable()
+        watch = self._watches.get(socket._handle.fileno())
+        if watch is None or watch.socket is not socket:
+            raise KeyError(socket)
+        return watch
+
+    def _enter_mode_locked(self, watch: Watch, old_mode: Mode, old_mask: int) -> None:
+        """The watch is to be waited for in another way than before: tell the kernel, and the thread that waits."""
+        asked = watch.mask if watch.mode is Mode.KERNEL else 0
+        self._tell_kernel(watch.number, old_mask if old_mode is Mode.KERNEL else 0, asked)
+        if watch.mode in (Mode.NOW, Mode.TICK):
+            if watch.mode is not old_mode:
+                self._tick = FIRST_TICK
+            self._looked[watch.number] = watch
+        else:
+            self._looked.pop(watch.number, None)
+
+    def _remove_locked(self, watch: Watch) -> None:
+        del self._watches[watch.number]
+        self._looked.pop(watch.number, None)
+        self._forget_answers_locked(watch)
+        if watch.mode is Mode.KERNEL:
+            self._tell_kernel(watch.number, watch.mask, 0)
+        # Before the look at _waiter: a wait that ends just now either sees the handle in limbo, or is seen to have
+        # ended.
+        self._limbo.append(watch.handle)
+        if self._waiter is None:
+            self._limbo.clear()
+        else:
+            self._waker.wake()
+
+    def _keep_answer_locked(self, watch: Watch, flags: int, found: int) -> None:
+        if POLL_TELLS_END and not flags & (ANY_HANG_UP | INVALID) and flags not in watch.answers:
+            self._answers[watch.number, flags] = (watch.socket, EVENTS[found])
+            watch.answers += (flags,)
+
+    def _forget_answers_locked(self, watch: Watch) -> None:
+        for flags in watch.answers:
+            self._answers.pop((watch.number, flags), None)
+        watch.answers = ()
+
+    def _nudge_locked(self, watch: Watch) -> None:
+        """Make the thread that waits see what has changed, where its kernel call does not see it by itself."""
+        if self._waiter is not None and not (self._sees_changes and watch.mode in (Mode.KERNEL, Mode.NEVER)):
+            self._waker.wake()
+
+    @abstractmethod
+    def _tell_kernel(self, number: int, old: int, new: int) -> None:
+        """Watch *number* for the flags *new* instead of *old*; 0: not at all.  Called under the lock."""
+
+    # What the sockets tell.
+
+    def socket_closing(self, socket: Socket, handle: Handle) -> None:
+        """Not for users: *socket* is being closed, its number is about to change meaning."""
+        if self._generation != fork.generation:  # the kernel's set is the parent's: removing here would remove there
+            return
+        with self._lock:
+            watch = self._watches.get(handle.fileno())
+            if watch is not None and watch.socket is socket:
+                self._woken = self._woken or self._waiter is not None
+                self._remove_locked(watch)
+
+    def socket_closed(self, socket: Socket) -> None:
+        """Not for users: *socket* is closed; the wait was ended when it left."""
+
+    def socket_changed(self, socket: Socket) -> None:
+        """Not for users: what can come of *socket* has changed."""
+        if self._generation == fork.generation:
+            with self._lock:
+                watch = self._watches.get(socket._handle.fileno())
+                if watch is not None and watch.socket is socket:
+                    watch.changes += 1
+                    self._forget_answers_locked(watch)
