@@ -19,6 +19,7 @@ import pytest
 import bbipc
 from bbipc import SocketEvent
 from bbipc.sockets import paths
+from bbipc.sockets.handle import Handle
 from tests.support.makers import PATIENCE, Worker
 
 
@@ -45,13 +46,13 @@ def test_the_file_has_the_mode_that_was_asked_for_masked_by_the_umask(short_dir:
 def test_the_mode_stands_before_the_path_does(short_dir: Path) -> None:
     """At the moment of bind the descriptor has the mode already: there is no window (HAZARDS 57)."""
     modes = []
-    original = paths.Handle.bind
+    original = Handle.bind
 
-    def bind(handle: paths.Handle, name: bytes) -> None:
+    def bind(handle: Handle, name: bytes) -> None:
         modes.append(stat.S_IMODE(os.fstat(handle.fileno()).st_mode))
         original(handle, name)
 
-    with mock.patch.object(paths.Handle, "bind", bind), bbipc.make_local_server(short_dir / "s", mode=0o640):
+    with mock.patch.object(Handle, "bind", bind), bbipc.make_local_server(short_dir / "s", mode=0o640):
         assert modes == [0o640]
 
 
@@ -228,7 +229,7 @@ def test_a_missing_directory_is_named(short_dir: Path) -> None:
 
 
 def test_a_failure_after_bind_leaves_no_file(short_dir: Path) -> None:
-    with mock.patch.object(paths.Handle, "listen", side_effect=OSError(errno.ENOMEM, "no")):
+    with mock.patch.object(Handle, "listen", side_effect=OSError(errno.ENOMEM, "no")):
         with pytest.raises(bbipc.SocketError):
             bbipc.make_local_server(short_dir / "s")
     assert not (short_dir / "s").exists()
@@ -266,9 +267,9 @@ def test_the_lock_is_not_kept_by_a_child_forked_meanwhile(short_dir: Path) -> No
     """A child that inherits the open directory must not inherit the lock with it."""
     forked = threading.Event()
     children: list[int] = []
-    original = paths.Handle.bind
+    original = Handle.bind
 
-    def bind(handle: paths.Handle, name: bytes) -> None:
+    def bind(handle: Handle, name: bytes) -> None:
         original(handle, name)
         child = os.fork()
         if child == 0:
@@ -280,7 +281,7 @@ def test_the_lock_is_not_kept_by_a_child_forked_meanwhile(short_dir: Path) -> No
         forked.set()
 
     try:
-        with mock.patch.object(paths.Handle, "bind", bind):
+        with mock.patch.object(Handle, "bind", bind):
             first = bbipc.make_local_server(short_dir / "s")
         assert forked.is_set()
         with bbipc.make_local_server(short_dir / "t"):
@@ -357,7 +358,7 @@ def test_a_full_backlog_is_connecting_and_never_a_false_success(short_dir: Path)
             for stream in waiting:
                 poller.monitor_socket(stream, SocketEvent.DETERMINED)
             poller.monitor_socket(server, SocketEvent.CONNECTION_AVAILABLE)
-            accepted = []
+            accepted: list[bbipc.LocalStream] = []
             while len(accepted) < 200:
                 for socket_, _ in poller.wait_for_events(PATIENCE):
                     if socket_ is server:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import ClassVar, NoReturn, Self
 
@@ -225,9 +226,9 @@ class Poller(Registry):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
         if not getattr(self, "_closed", True):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 
@@ -59,12 +60,12 @@ class Waker:
         except BlockingIOError:
             pass
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module's names are gone
         if self._pair is not None:
             for end in self._pair:
                 end.close()
         elif self.number >= 0:
-            os.close(self.number)
+            close(self.number)
 
 
 RETIRED: Final = Waker(retired=True)

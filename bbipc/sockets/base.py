@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
@@ -179,10 +180,11 @@ class Socket:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # Dropping the handle frees the number.  No lock: this may run inside any other call of this thread.
-        if getattr(self, "_handle", CLOSED) is not CLOSED:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+    def __del__(self, warn: Callable[..., None] = warnings.warn, closed: Handle = CLOSED) -> None:
+        # Dropping the handle frees the number.  No lock: this may run inside any other call of this thread, and at the
+        # exit of the interpreter, when the module's names are gone.
+        if getattr(self, "_handle", closed) is not closed:
+            warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         handle = self._handle

@@ -48,6 +48,9 @@ class Handle(socket.socket):
     """
 
     __slots__ = ()
+    #: not socket.close: its count of makefile()s does not exist where __init__ failed, and costs 0.1 us;
+    #: and kept here, because at the exit of the interpreter the module's names may be gone before the last handle
+    _free = socket.SocketType.close
 
     def __init__(self, family: int, kind: int, proto: int = 0, fileno: int | None = None) -> None:
         super().__init__(family, kind, proto, fileno)
@@ -61,8 +64,7 @@ class Handle(socket.socket):
         return number, address
 
     def __del__(self) -> None:
-        # Not socket.close: its count of makefile()s does not exist where __init__ failed, and costs 0.1 us.
-        socket.SocketType.close(self)
+        self._free()
 
 
 def _closed_handle() -> Handle:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import bbipc
 from bbipc import SocketEvent
-from tests.support.makers import PATIENCE, Namespace, accept, drain, fill
+from tests.support.makers import PATIENCE, Namespace, Server, accept, drain, fill
 
 E = SocketEvent
 NONE = SocketEvent(0)
@@ -21,10 +21,11 @@ State = Callable[[Namespace], AbstractContextManager[bbipc.StreamSocket]]
 
 
 @contextlib.contextmanager
-def crowd(namespace: Namespace) -> Iterator[tuple[bbipc.StreamSocket, bbipc.Socket]]:
+def crowd(namespace: Namespace) -> Iterator[tuple[bbipc.StreamSocket, Server]]:
     """A connecting stream, and the server whose backlog is full of others."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(namespace.make_server(backlog=0))
+        server = namespace.make_server(backlog=0)
+        stack.callback(server.close)
         for _ in range(8):
             stream = stack.enter_context(namespace.connect(server))
             if not bbipc.poll_socket(stream, E.DETERMINED, 0.05):

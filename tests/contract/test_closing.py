@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -105,7 +106,9 @@ def test_a_close_ends_the_wait_of_a_poller_which_drops_the_socket(
 def test_two_hundred_waiters_are_all_awake_within_a_second(namespace: Namespace) -> None:
     """40 sockets with 5 waiters each (HAZARDS 4: 200 waiters; p99 below 100 ms, none left after 1 s)."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(namespace.make_server()) for _ in range(40)]
+        servers = [namespace.make_server() for _ in range(40)]
+        for server in servers:
+            stack.callback(server.close)
         woken: list[float] = []
 
         def wait(server: bbipc.Socket) -> None:
@@ -113,7 +116,7 @@ def test_two_hundred_waiters_are_all_awake_within_a_second(namespace: Namespace)
                 bbipc.poll_socket(server, SocketEvent.CONNECTION_AVAILABLE, None)
             woken.append(time.monotonic())
 
-        waiters = [Worker(lambda server=server: wait(server)) for server in servers for _ in range(5)]
+        waiters = [Worker(partial(wait, server)) for server in servers for _ in range(5)]
         for waiter in waiters:
             wait_until_asleep(waiter)
         began = time.monotonic()

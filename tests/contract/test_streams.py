@@ -48,7 +48,7 @@ def test_peek_leaves_the_bytes(namespace: Namespace) -> None:
         buffer = bytearray(5)
         assert accepted.read(peek=True) == b"again"
         assert accepted.read_into(buffer, peek=True) == 5
-        assert accepted.read() == buffer == b"again"
+        assert accepted.read() == bytes(buffer) == b"again"
         assert accepted.read(peek=True) is None
 
 
@@ -239,7 +239,6 @@ def test_a_huge_read_takes_what_is_there(namespace: Namespace) -> None:
 
 def test_a_connect_that_waited_comes_about_when_the_server_accepts(namespace: Namespace) -> None:
     with crowd(namespace) as (stream, server):
-        assert isinstance(server, bbipc.IPv4TCPServer | bbipc.IPv6TCPServer | bbipc.LocalServer)
         accepted = []
         while not stream.determined():
             accepted.append(accept(server))

@@ -1,8 +1,8 @@
 """The race of close against use, as a program: ``python -m tests.stress.close_race [--plant] [ROUNDS]``.
 
-Each round, two users hammer one socket with an operation until they are told that it is closed.  A closer closes it, and at
-once opens another of the same kind, which is given the lowest free number: the closed one's, if that was freed.  The new one
-holds a secret.  A user who reads the secret, or whose bytes arrive at the new one's peer, has reached a stranger.
+Each round, two users hammer one socket with an operation until they are told that it is closed.  A closer closes it,
+and at once opens another of the same kind, which is given the lowest free number: the closed one's, if that was freed.
+The new one holds a secret.  A user who reads it, or whose bytes arrive at the new peer, has reached a stranger.
 
 ``--plant`` puts a plain close in the place of the tombstone: the bug that the race must find.
 """
@@ -190,8 +190,8 @@ def rounds_of(rounds: int) -> int:
 def pinned_to_one_cpu() -> Iterator[None]:
     """This thread, and those that it starts, share one processor.
 
-    A thread that gives up the GIL for its system call is then often put to sleep right there, before the call has begun: the
-    gap in which its number can be given to another.
+    A thread that gives up the GIL for its system call is then often put to sleep right there, before the call begins:
+    the gap in which its number can be given to another.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {random.choice(sorted(before))})

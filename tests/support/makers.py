@@ -142,8 +142,8 @@ class Worker(threading.Thread):
 def is_asleep(thread: threading.Thread) -> bool:
     """Whether the kernel has *thread* asleep in a system call other than waiting for a lock of Python's.
 
-    The third field of /proc/…/stat is its state, and ``wchan``/``syscall`` tell what it sleeps in: poll (7), ppoll (271),
-    select (23), pselect6 (270), epoll_wait (232), epoll_pwait (281) on x86-64; poll and epoll on arm64: 73, 72, 22.
+    /proc/…/syscall tells what it sleeps in: poll (7), ppoll (271), select (23), pselect6 (270), epoll_wait (232) or
+    epoll_pwait (281) on x86-64; ppoll (73), pselect6 (72) or epoll_pwait (22) on arm64.
     """
     try:
         words = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()
