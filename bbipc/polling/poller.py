@@ -154,7 +154,7 @@ class Poller(Registry):
         with self._lock:
             if not self._looked:
                 return LONGEST_WAIT
-            if any(watch.mode is Mode.NOW for watch in self._looked.values()):
+            if any(watch.mode is Mode.NOW for watch in tuple(self._looked.values())):
                 return 0.0
         return max(next_look - time.monotonic(), 0.0)
 
@@ -204,7 +204,7 @@ class Poller(Registry):
                 self._enter_mode_locked(watch, mode, mask)
             elif found and watch.mode is Mode.KERNEL and watch.changes == changes:
                 self._keep_answer_locked(watch, flags, found)
-            return found
+            return found if self._stands_locked(watch) else 0
 
     # What a backend supplies.
 

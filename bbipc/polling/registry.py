@@ -15,11 +15,12 @@ socket's lock, then a poller's.  So under a poller's lock no socket is asked for
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from bbipc.errors import PollerClosedError
+from bbipc.errors import PollerClosedError, SocketClosedError
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.waker import Waker
 from bbipc.polling.watch import FIRST_TICK, Mode, Watch, wanted_bits
@@ -76,11 +77,13 @@ class Registry(ABC):
             try:
                 watch.begin(end_has_edge=self._end_has_edge)
                 self._enter_mode_locked(watch, Mode.NEVER, 0)
+                stands = self._stands_locked(watch)
             except BaseException:
-                self._watches.pop(watch.number, None)
-                watch.release()
-                socket._remove_watcher(self)
+                self._withdraw_locked(watch)
                 raise
+            if not stands:
+                self._withdraw_locked(watch)
+                raise SocketClosedError(socket)
             self._nudge_locked(watch)
 
     def unmonitor_socket(self, socket: Socket) -> None:
@@ -124,6 +127,8 @@ class Registry(ABC):
             watch.wanted = wanted
             watch.begin(end_has_edge=self._end_has_edge)
             self._enter_mode_locked(watch, mode, mask)
+            if not self._stands_locked(watch):
+                raise KeyError(socket)
             self._nudge_locked(watch)
 
     def monitored_sockets(self) -> tuple[Socket, ...]:
@@ -134,7 +139,7 @@ class Registry(ABC):
         self._check_process()
         with self._lock:
             self._check_usable()
-            return tuple(watch.socket for watch in self._watches.values())
+            return tuple([watch.socket for watch in tuple(self._watches.values())])
 
     # Helpers.
 
@@ -157,7 +162,11 @@ class Registry(ABC):
     def _enter_mode_locked(self, watch: Watch, old_mode: Mode, old_mask: int) -> None:
         """The watch is to be waited for in another way than before: tell the kernel, and the thread that waits."""
         asked = watch.mask if watch.mode is Mode.KERNEL else 0
-        self._tell_kernel(watch.number, old_mask if old_mode is Mode.KERNEL else 0, asked)
+        try:
+            self._tell_kernel(watch.number, old_mask if old_mode is Mode.KERNEL else 0, asked)
+        except OSError:
+            if not watch.socket.closed:  # closed: by a signal handler, see _stands_locked
+                raise
         if watch.mode in (Mode.NOW, Mode.TICK):
             if watch.mode is not old_mode:
                 self._tick = FIRST_TICK
@@ -165,12 +174,34 @@ class Registry(ABC):
         else:
             self._looked.pop(watch.number, None)
 
-    def _remove_locked(self, watch: Watch) -> None:
-        del self._watches[watch.number]
+    def _stands_locked(self, watch: Watch) -> bool:
+        """Whether *watch* still stands after a change; if not, every trace of it is removed.
+
+        The locks keep other threads out, but not a signal handler of this very thread.  It may close the socket between
+        any two lines of a change, and what is written after that would outlive the registration.
+        """
+        if self._watches.get(watch.number) is watch and watch.socket._handle is watch.handle:
+            return True
+        self._erase_locked(watch, in_kernel=True)
+        return False
+
+    def _withdraw_locked(self, watch: Watch) -> None:
+        """Undo a registration; the caller holds the socket's lock, too."""
+        self._erase_locked(watch, in_kernel=True)
+        watch.socket._remove_watcher(self)
+        watch.release()
+
+    def _erase_locked(self, watch: Watch, *, in_kernel: bool) -> None:
+        if self._watches.get(watch.number) is watch:
+            del self._watches[watch.number]
         self._looked.pop(watch.number, None)
         self._forget_answers_locked(watch)
-        if watch.mode is Mode.KERNEL:
-            self._tell_kernel(watch.number, watch.mask, 0)
+        if in_kernel:
+            with contextlib.suppress(OSError):  # it may have left the kernel's set, or never have come into it
+                self._tell_kernel(watch.number, watch.mask, 0)
+
+    def _remove_locked(self, watch: Watch) -> None:
+        self._erase_locked(watch, in_kernel=watch.mode is Mode.KERNEL)
         # Before the look at _waiter: a wait that ends just now either sees the handle in limbo, or is seen to have
         # ended.
         self._limbo.append(watch.handle)

@@ -45,9 +45,10 @@ class SelectPoller(Poller):
 
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
         with self._lock:
-            readers = [number for number, mask in self._masks.items() if mask & READABLE]
-            writers = [number for number, mask in self._masks.items() if mask & WRITABLE]
-            everything = list(self._masks)
+            masks = list(self._masks.items())
+        readers = [number for number, mask in masks if mask & READABLE]
+        writers = [number for number, mask in masks if mask & WRITABLE]
+        everything = [number for number, _ in masks]
         ready = select.select(readers, writers, everything, seconds)
         return [(number, self._flags_of(number)) for number in dict.fromkeys(ready[0] + ready[1] + ready[2])]
 

@@ -183,7 +183,7 @@ def switch_interval(seconds: float) -> Iterator[None]:
 
 def rounds_of(rounds: int) -> int:
     """Without a GIL a round on one processor takes 50 to 140 ms instead of 4, and finds the bug 3 times as often."""
-    return rounds if getattr(sys, "_is_gil_enabled", lambda: True)() else rounds // 13
+    return rounds if getattr(sys, "_is_gil_enabled", lambda: True)() else rounds // 20
 
 
 @contextlib.contextmanager

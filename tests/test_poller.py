@@ -1,0 +1,265 @@
+"""The wait of a poller: one thread is stopped at the line where another, or a signal handler, must do no harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+
+import bbipc
+from bbipc import SocketEvent
+from bbipc.polling.epoll import EpollPoller
+from bbipc.polling.poller import Poller
+from tests.support.makers import PATIENCE, Worker, wait_until_asleep
+
+DATA = SocketEvent.DATA_AVAILABLE
+
+
+class Stopped:
+    """A method that stops on its way in, the first time, until it is let go."""
+
+    def __init__(self, original: Callable[..., object]) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._original = original
+
+    def __call__(self, *args: object) -> object:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.go.wait(PATIENCE)
+        return self._original(*args)
+
+
+def passing_on(stopped: Stopped) -> Callable[..., object]:
+    """As a function, so that it becomes a method."""
+
+    def method(*args: object) -> object:
+        return stopped(*args)
+
+    return method
+
+
+@pytest.fixture
+def leaving_stopped() -> Stopped:
+    """``_leave_wait``, stopped: its wait is over (no waiter any more), and what it kept is not given up yet."""
+    return Stopped(Poller._leave_wait)
+
+
+def test_the_limbo_of_the_next_wait_is_not_emptied_by_the_one_before(leaving_stopped: Stopped) -> None:
+    """1. A's wait ends, A is stopped.  2. B waits.  3. A socket is closed into limbo.  4. A goes on: there it stays.
+
+    A's limbo must not be empty, or A would not look at it: a socket is closed during A's wait, too.
+    """
+    one, other = bbipc.local_stream_pair()
+    first, peer = bbipc.local_stream_pair()
+    with bbipc.make_poller() as poller, other, peer:
+        poller.monitor_socket(one, DATA)
+        poller.monitor_socket(first, DATA)
+        with mock.patch.object(Poller, "_leave_wait", passing_on(leaving_stopped)):
+            a = Worker(lambda: poller.wait_for_events(None))
+            wait_until_asleep(a)
+            first.close()
+            assert leaving_stopped.reached.wait(PATIENCE)
+            in_batch = Stopped(EpollPoller._collect)
+            with mock.patch.object(EpollPoller, "_collect", passing_on(in_batch)):
+                b = Worker(lambda: poller.wait_for_events(None))
+                wait_until_asleep(b)
+                number = one.fileno()
+                one.close()
+                assert in_batch.reached.wait(PATIENCE)
+                leaving_stopped.go.set()
+                assert a.outcome() == []
+                stolen = [bbipc.local_stream_pair() for _ in range(4)]
+                assert number not in {stream.fileno() for pair in stolen for stream in pair}
+                in_batch.go.set()
+                assert b.outcome() == []
+        for pair in stolen:
+            for stream in pair:
+                stream.close()
+
+
+def test_the_wake_of_a_close_is_not_lost_to_a_wait_that_ended_before(leaving_stopped: Stopped) -> None:
+    """1. A's wait ends, A is stopped.  2. B waits.  3. The poller is closed.  4. A goes on.  B must wake."""
+    poller = bbipc.make_poller()
+    with mock.patch.object(Poller, "_leave_wait", passing_on(leaving_stopped)):
+        a = Worker(lambda: poller.wait_for_events(0.01))
+        assert leaving_stopped.reached.wait(PATIENCE)
+        b = Worker(lambda: poller.wait_for_events(None))
+        wait_until_asleep(b)
+        original = poller._waker.wake
+        with mock.patch("bbipc.polling.waker.Waker.wake", return_value=None):
+            poller.close()
+        leaving_stopped.go.set()
+        a.outcome()
+        original()
+        with pytest.raises(bbipc.PollerClosedError):
+            b.outcome(1)
+
+
+def test_a_shutdown_during_the_judgement_leaves_no_answer_behind() -> None:
+    """1. B reads "ready to write" of a socket.  2. The socket is shut down.  3. B must not keep that answer ready."""
+    one, other = bbipc.local_stream_pair()
+    ready = SocketEvent.READY_TO_WRITE
+    with one, other, bbipc.make_poller() as poller:
+        poller.monitor_socket(one, ready)
+        original = type(one)._observe
+
+        def observe(stream: bbipc.LocalStream, flags: int) -> tuple[int, int] | None:
+            state = original(stream, flags)
+            if stream._sending:
+                stream.shutdown_write()
+            return state
+
+        with mock.patch.object(bbipc.LocalStream, "_observe", observe):
+            assert poller.wait_for_events(0) == [(one, ready)]
+        assert poller.wait_for_events(0) == []
+
+
+def test_a_close_during_the_judgement_reports_nothing(backend: str) -> None:
+    one, other = bbipc.local_stream_pair()
+    with other, bbipc.make_poller(backend) as poller:
+        poller.monitor_socket(one, DATA)
+        other.write(b"x")
+        original = type(one)._observe
+
+        def observe(stream: bbipc.LocalStream, flags: int) -> tuple[int, int] | None:
+            state = original(stream, flags)
+            stream.close()
+            return state
+
+        with mock.patch.object(bbipc.LocalStream, "_observe", observe):
+            assert poller.wait_for_events(0) == []
+        assert poller.monitored_sockets() == ()
+
+
+def test_a_ready_socket_is_answered_without_being_asked_again() -> None:
+    """The short cut: from the second time on the answer is a look-up."""
+    one, other = bbipc.local_stream_pair()
+    with one, other, bbipc.make_poller("epoll") as poller:
+        poller.monitor_socket(one, DATA)
+        other.write(b"x")
+        assert poller.wait_for_events(0) == [(one, DATA)]
+        with mock.patch.object(bbipc.LocalStream, "_observe", side_effect=AssertionError("asked")):
+            for _ in range(3):
+                assert poller.wait_for_events(0) == [(one, DATA)]
+        assert len(poller._answers) == 1
+        poller.unmonitor_socket(one)
+        assert not poller._answers
+
+
+def test_answers_do_not_pile_up_on_the_long_way() -> None:
+    """With a socket that has to be looked at, every wait takes the long way, and keeps nothing twice."""
+    one, other = bbipc.local_stream_pair()
+    with one, other, bbipc.make_poller() as poller:
+        poller.monitor_socket(one, DATA)
+        poller.monitor_socket(other, SocketEvent.DETERMINED)
+        other.write(b"x")
+        for _ in range(100):
+            assert dict(poller.wait_for_events(0)) == {one: DATA, other: SocketEvent.DETERMINED}
+        assert len(poller._watches[one.fileno()].answers) == 1
+
+
+def test_a_ctrl_c_in_a_wait_leaves_the_poller_usable() -> None:
+    """300 interrupts at random moments of a wait: the next wait is never refused, and never hangs."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def handler(number: int, frame: object) -> None:
+        raise Interrupt
+
+    one, other = bbipc.local_stream_pair()
+    before = signal.signal(signal.SIGALRM, handler)
+    interrupted = 0
+    try:
+        with one, other, bbipc.make_poller() as poller:
+            poller.monitor_socket(one, DATA)
+            other.write(b"x")
+            for number in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 1e-6)
+                    while True:
+                        poller.wait_for_events(0 if number % 2 else 0.001)
+                except Interrupt:
+                    interrupted += 1
+                assert poller.wait_for_events(PATIENCE) == [(one, DATA)]
+                assert poller._lock.acquire(blocking=False)
+                poller._lock.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted == 300
+
+
+def test_signals_neither_shorten_nor_prolong_a_wait(backend: str) -> None:
+    """A timer of 1 ms during a wait of 0.1 s: never early, at most 50 ms late (HAZARDS 26)."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        with bbipc.make_poller(backend) as poller:
+            one, other = bbipc.local_stream_pair()
+            with one, other:
+                for wait in (lambda: poller.wait_for_events(0.1), lambda: bbipc.poll_socket(one, DATA, 0.1)):
+                    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+                    began = time.monotonic()
+                    assert not wait()
+                    taken = time.monotonic() - began
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    assert 0.1 <= taken < 0.15
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_may_close_what_its_thread_is_monitoring(backend: str) -> None:
+    """2,000 registrations under a timer whose handler closes the socket: none stays registered, nothing hangs."""
+    current: list[bbipc.Socket] = []
+    hits = 0
+
+    def handler(number: int, frame: object) -> None:
+        nonlocal hits
+        for socket in current:
+            hits += not socket.closed
+            socket.close()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with bbipc.make_poller(backend) as poller:
+            signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+            for _ in range(1000):
+                current[:] = bbipc.local_stream_pair()
+                for socket in tuple(current):
+                    try:
+                        poller.monitor_socket(socket, DATA)
+                        poller.set_monitored_events(socket, DATA | SocketEvent.READY_TO_WRITE)
+                        poller.wait_for_events(0)
+                        poller.unmonitor_socket(socket)
+                    except (bbipc.SocketClosedError, KeyError):
+                        pass
+                    socket.close()
+                assert not poller.monitored_sockets()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert poller.wait_for_events(0) in ([], [])
+            assert not poller._watches
+            assert not poller._looked
+            assert not poller._answers
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 10, "the timer never hit"
+
+
+def test_a_number_is_free_again_when_its_wait_is_over(backend: str) -> None:
+    """A socket closed during a wait keeps its number until that wait has ended, and no longer."""
+    one, other = bbipc.local_stream_pair()
+    with other, bbipc.make_poller(backend) as poller:
+        numbers = len(os.listdir("/proc/self/fd"))
+        poller.monitor_socket(one, DATA)
+        waiter = Worker(lambda: poller.wait_for_events(None))
+        wait_until_asleep(waiter)
+        one.close()
+        assert waiter.outcome() == []
+        assert len(os.listdir("/proc/self/fd")) == numbers - 1
