@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import pytest
 
 import bbipc
 from bbipc import SocketEvent
+from bbipc.sockets.handle import Handle
 from tests.contract.states import connecting
 from tests.support.makers import PATIENCE, Namespace, Worker, fill, wait_until_asleep
 
@@ -186,6 +188,30 @@ def test_the_peer_sees_the_end_at_once_while_calls_still_hold_the_handle(namespa
         assert accepted.read() == b""
         with pytest.raises(OSError, match="Bad file descriptor"):
             held.recv(1)
+
+
+@pytest.mark.parametrize("peek", [False, True])
+def test_a_zero_that_stands_for_our_own_close_is_no_end(namespace: Namespace, peek: bool) -> None:
+    """1. A read is on its way.  2. Another thread closes, and has shut the connection down.  3. The read gets 0."""
+    with namespace.pair() as (client, _):
+        on_its_way, shut = threading.Event(), threading.Event()
+        recv, dup2 = Handle.recv, os.dup2
+
+        def late_recv(handle: Handle, *args: int) -> bytes:
+            on_its_way.set()
+            assert shut.wait(PATIENCE)
+            return recv(handle, *args)
+
+        def stopped_dup2(source: int, target: int, inheritable: bool = True) -> int:
+            shut.set()
+            with pytest.raises(bbipc.SocketClosedError):
+                reader.outcome()
+            return dup2(source, target, inheritable)
+
+        with mock.patch.object(Handle, "recv", late_recv), mock.patch("os.dup2", stopped_dup2):
+            reader = Worker(lambda: client.read(10, peek=peek))
+            assert on_its_way.wait(PATIENCE)
+            client.close()
 
 
 def test_what_was_written_before_the_close_arrives(namespace: Namespace) -> None:
