@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import bbipc
 from bbipc import SocketEvent
 from bbipc.polling.epoll import EpollPoller
 from bbipc.polling.poller import Poller
+from tests.support.alarm import Closer, alarms
 from tests.support.makers import PATIENCE, Worker, wait_until_asleep
 
 DATA = SocketEvent.DATA_AVAILABLE
@@ -169,87 +170,55 @@ def test_a_ctrl_c_in_a_wait_leaves_the_poller_usable() -> None:
     class Interrupt(BaseException):
         pass
 
-    def handler(number: int, frame: object) -> None:
+    def interrupt() -> None:
         raise Interrupt
 
     one, other = bbipc.local_stream_pair()
-    before = signal.signal(signal.SIGALRM, handler)
-    interrupted = 0
-    try:
-        with one, other, bbipc.make_poller() as poller:
-            poller.monitor_socket(one, DATA)
-            other.write(b"x")
-            for number in range(300):
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.0001 + number * 1e-6)
-                    while True:
-                        poller.wait_for_events(0 if number % 2 else 0.001)
-                except Interrupt:
-                    interrupted += 1
-                assert poller.wait_for_events(PATIENCE) == [(one, DATA)]
-                assert poller._lock.acquire(blocking=False)
-                poller._lock.release()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted == 300
+    with one, other, bbipc.make_poller() as poller:
+        poller.monitor_socket(one, DATA)
+        other.write(b"x")
+        for number in range(300):
+            with pytest.raises(Interrupt), alarms(interrupt, 0.0001 + number * 1e-6, once=True):
+                while True:
+                    poller.wait_for_events(0 if number % 2 else 0.001)
+            assert poller.wait_for_events(PATIENCE) == [(one, DATA)]
+            assert poller._lock.acquire(blocking=False)
+            poller._lock.release()
 
 
 def test_signals_neither_shorten_nor_prolong_a_wait(backend: str) -> None:
     """A timer of 1 ms during a wait of 0.1 s: never early, at most 50 ms late (HAZARDS 26)."""
-    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
-    try:
-        with bbipc.make_poller(backend) as poller:
-            one, other = bbipc.local_stream_pair()
-            with one, other:
-                for wait in (lambda: poller.wait_for_events(0.1), lambda: bbipc.poll_socket(one, DATA, 0.1)):
-                    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-                    began = time.monotonic()
-                    assert not wait()
-                    taken = time.monotonic() - began
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    assert 0.1 <= taken < 0.15
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    one, other = bbipc.local_stream_pair()
+    with one, other, bbipc.make_poller(backend) as poller:
+        for wait in (lambda: poller.wait_for_events(0.1), lambda: bbipc.poll_socket(one, DATA, 0.1)):
+            with alarms(lambda: None, 0.001):
+                began = time.monotonic()
+                assert not wait()
+                taken = time.monotonic() - began
+            assert 0.1 <= taken < 0.15
 
 
 def test_a_signal_handler_may_close_what_its_thread_is_monitoring(backend: str) -> None:
     """2,000 registrations under a timer whose handler closes the socket: none stays registered, nothing hangs."""
-    current: list[bbipc.Socket] = []
-    hits = 0
-
-    def handler(number: int, frame: object) -> None:
-        nonlocal hits
-        for socket in current:
-            hits += not socket.closed
-            socket.close()
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        with bbipc.make_poller(backend) as poller:
-            signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    closer = Closer()
+    with bbipc.make_poller(backend) as poller:
+        with alarms(closer, 0.0002):
             for _ in range(1000):
-                current[:] = bbipc.local_stream_pair()
-                for socket in tuple(current):
-                    try:
+                pair = bbipc.local_stream_pair()
+                closer.current[:] = pair
+                for socket in pair:
+                    with contextlib.suppress(bbipc.SocketClosedError, KeyError):
                         poller.monitor_socket(socket, DATA)
                         poller.set_monitored_events(socket, DATA | SocketEvent.READY_TO_WRITE)
                         poller.wait_for_events(0)
                         poller.unmonitor_socket(socket)
-                    except (bbipc.SocketClosedError, KeyError):
-                        pass
                     socket.close()
                 assert not poller.monitored_sockets()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            assert poller.wait_for_events(0) in ([], [])
-            assert not poller._watches
-            assert not poller._looked
-            assert not poller._answers
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert hits > 10, "the timer never hit"
+        assert poller.wait_for_events(0) == []
+        assert not poller._watches
+        assert not poller._looked
+        assert not poller._answers
+    assert closer.hits > 10, "the timer never hit"
 
 
 def test_a_number_is_free_again_when_its_wait_is_over(backend: str) -> None:

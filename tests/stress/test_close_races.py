@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import bbipc
 from bbipc import SocketEvent
 from tests.stress.close_race import OPERATIONS, AcceptRace, StreamRace, pinned_to_one_cpu, rounds_of, switch_interval
+from tests.support.alarm import Closer, alarms
 from tests.support.makers import PATIENCE, Worker
 
 DATA = SocketEvent.DATA_AVAILABLE
@@ -91,32 +91,17 @@ def test_exactly_one_of_four_threads_closes(interval: float) -> None:
 
 def test_a_signal_handler_may_close_what_the_main_thread_is_closing() -> None:
     """5,000 closes under a timer of 0.1 ms whose handler closes the same socket: never twice, never stuck."""
-    current: list[bbipc.Socket] = []
-    hits = 0
-
-    def handler(number: int, frame: object) -> None:
-        nonlocal hits
-        for socket in current:
-            hits += not socket.closed
-            socket.close()
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        with tombstones_counted() as counted:
-            signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
-            for _ in range(2500):
-                current[:] = bbipc.local_stream_pair()
-                numbers = Counter(stream._handle.fileno() for stream in current if not stream.closed)
-                before_round = Counter(counted)
-                for stream in current:
-                    stream.close()
-                closed = counted - before_round
-                assert all(closed[number] <= 1 for number in numbers)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert hits > 10, "the timer never hit"
+    closer = Closer()
+    with tombstones_counted() as counted, alarms(closer, 0.0001):
+        for _ in range(2500):
+            pair = bbipc.local_stream_pair()
+            numbers = [stream._handle.fileno() for stream in pair]
+            before = Counter(counted)
+            closer.current[:] = pair
+            for stream in pair:
+                stream.close()
+            assert counted - before == Counter(numbers)
+    assert closer.hits > 10, "the timer never hit"
 
 
 def test_a_batch_of_events_never_reaches_a_new_owner_of_a_number(backend: str) -> None:
