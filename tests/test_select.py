@@ -14,13 +14,17 @@ DATA = SocketEvent.DATA_AVAILABLE
 
 
 def test_a_number_that_select_cannot_watch_is_named() -> None:
+    poller, unlimited = bbipc.make_poller("select"), bbipc.make_poller("poll")
     held = [os.dup(0) for _ in range(1024 - 8)]
     try:
+        with pytest.raises(bbipc.SocketError, match="its own descriptor") as refused:
+            bbipc.make_poller("select")
+        assert refused.value.errno == errno.EMFILE
         pairs = [bbipc.local_stream_pair() for _ in range(8)]
         streams = [stream for pair in pairs for stream in pair]
         high = [stream for stream in streams if stream.fileno() >= 1024]
         assert high
-        with bbipc.make_poller("select") as poller, bbipc.make_poller("poll") as unlimited:
+        with poller, unlimited:
             with pytest.raises(bbipc.SocketError, match="1023") as caught:
                 poller.monitor_socket(high[0], DATA)
             assert caught.value.errno == errno.EMFILE

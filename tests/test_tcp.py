@@ -225,16 +225,17 @@ def test_a_peer_that_vanished_before_it_was_accepted_disturbs_nobody() -> None:
 @pytest.mark.parametrize("name", ["ECONNABORTED", "EPROTO", "EPERM", "ENETDOWN", "EHOSTUNREACH"])
 def test_an_accept_error_of_the_peers_making_is_skipped(name: str) -> None:
     number = getattr(errno, name)
-    original = Handle.accept_number
+    original = Handle._accept  # type: ignore[attr-defined]
     with server() as listening, connect(listening.port):
         failures = [OSError(number, name)] * 3
 
-        def accept_number(handle: Handle) -> tuple[int, object]:
+        def _accept(handle: Handle) -> tuple[int, object]:
             if failures:
                 raise failures.pop()
-            return original(handle)
+            number, address = original(handle)
+            return number, address
 
-        with mock.patch.object(Handle, "accept_number", accept_number):
+        with mock.patch.object(Handle, "_accept", _accept):
             listening.accept_connection().close()
             failures += [OSError(number, name)] * 100  # bounded: it gives the thread back
             with pytest.raises(bbipc.NoConnectionAvailableError):
@@ -244,7 +245,7 @@ def test_an_accept_error_of_the_peers_making_is_skipped(name: str) -> None:
 @pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOMEM"])
 def test_an_accept_error_of_our_own_is_told(name: str) -> None:
     number = getattr(errno, name)
-    with server() as listening, mock.patch.object(Handle, "accept_number", side_effect=OSError(number, name)):
+    with server() as listening, mock.patch.object(Handle, "_accept", side_effect=OSError(number, name)):
         with pytest.raises(bbipc.SocketError) as caught:
             listening.accept_connection()
         assert caught.value.errno == number

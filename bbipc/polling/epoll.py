@@ -33,14 +33,30 @@ class EpollPoller(Poller):
         self._kernel_wait = self._epoll.poll  # type: ignore[assignment,method-assign]
 
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
-        if self._epoll is None or old == new:
+        if self._epoll is None:
             return
-        if not old:
-            self._epoll.register(number, new)
-        elif new:
-            self._epoll.modify(number, new)
-        else:
+        if not new:
             self._epoll.unregister(number)
+        elif old:
+            self._modify(self._epoll, number, new)
+        else:
+            self._register(self._epoll, number, new)
+
+    # What the table says may differ from what the kernel has: a Ctrl-C came in between.  Either call mends it.
+
+    @staticmethod
+    def _register(epoll: select.epoll, number: int, mask: int) -> None:
+        try:
+            epoll.register(number, mask)
+        except FileExistsError:
+            epoll.modify(number, mask)
+
+    @staticmethod
+    def _modify(epoll: select.epoll, number: int, mask: int) -> None:
+        try:
+            epoll.modify(number, mask)
+        except FileNotFoundError:
+            epoll.register(number, mask)
 
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
         return []  # once closed: the bound method in its place has gone

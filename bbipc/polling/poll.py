@@ -7,8 +7,11 @@ system call.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import select
 
+from bbipc.errors import SocketError
 from bbipc.polling.deadline import milliseconds
 from bbipc.polling.poller import Poller
 from bbipc.readiness import READABLE
@@ -22,27 +25,35 @@ class PollPoller(Poller):
 
     def __init__(self) -> None:
         super().__init__()
-        self._changes: dict[int, int] = {self._waker.number: READABLE}  # guarded by the lock
+        self._masks: dict[int, int] = {self._waker.number: READABLE}  # guarded by the lock
+        self._changed: set[int] = set(self._masks)  # guarded by the lock
         self._poll = select.poll()  # the waiting thread's alone
 
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
-        self._changes[number] = new
+        if new:
+            self._masks[number] = new
+        else:
+            self._masks.pop(number, None)
+        self._changed.add(number)
 
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
-        with self._lock:
-            changes, self._changes = self._changes, {}
-        for number, mask in changes.items():
-            if mask:
-                self._poll.register(number, poll_mask(mask))
-            else:
-                self._forget(number)
-        return self._poll.poll(None if seconds is None else milliseconds(seconds))
-
-    def _forget(self, number: int) -> None:
+        if self._changed:
+            self._carry_out_changes()
         try:
-            self._poll.unregister(number)
-        except KeyError:  # it came and went between two waits
-            pass
+            return self._poll.poll(None if seconds is None else milliseconds(seconds))
+        except OSError as error:  # EINVAL: more sockets than this process may have descriptors
+            raise SocketError(error.errno or errno.EIO, f"cannot poll {len(self._masks)} sockets") from error
+
+    def _carry_out_changes(self) -> None:
+        with self._lock:
+            for number in tuple(self._changed):
+                mask = self._masks.get(number)
+                if mask is not None:
+                    self._poll.register(number, poll_mask(mask))
+                else:
+                    with contextlib.suppress(KeyError):  # it came and went between two waits
+                        self._poll.unregister(number)
+                self._changed.discard(number)  # only now: a Ctrl-C must lose none
 
     def _release_kernel(self) -> None:
-        self._changes.clear()
+        self._masks.clear()

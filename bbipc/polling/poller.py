@@ -27,7 +27,7 @@ from bbipc.polling.watch import LONGEST_TICK, Mode, Watch
 from bbipc.readiness import EVERYTHING
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from bbipc.sockets.handle import Handle, look
+from bbipc.sockets.handle import look
 
 
 class Poller(Registry):
@@ -99,32 +99,47 @@ class Poller(Registry):
         """
         if self._generation != fork.generation:  # its lock may be held for ever, by a thread that is not here
             self._closed = True
+            self._watches, self._looked, self._answers, self._limbo = {}, {}, {}, []
             self._release_kernel()
             return
+        if self._closed:
+            return
+        try:
+            self._shut()
+        except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+            self._shut()
+            raise
+
+    def _shut(self) -> None:
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            watches = list(self._watches.values())
-            for gone in (self._watches, self._looked, self._answers):
-                gone.clear()
-            if self._waiter is None:
-                self._waker = RETIRED
-            else:  # epoll forgets a closed descriptor: its number must stay until the waiter has seen the wake
+            if self._waiter is not None:  # epoll forgets a closed descriptor: it must stay until he has seen the wake
                 self._waker.wake()
+            else:
+                self._waker = RETIRED
+            while self._watches:
+                watch = next(iter(self._watches.values()))
+                watch.socket._remove_watcher(self)
+                self._watches.pop(watch.number, None)
+            self._looked.clear()
+            self._answers.clear()
             self._release_kernel()
-        for watch in watches:
-            watch.socket._remove_watcher(self)
 
     def _leave_wait(self) -> None:
         """Give up what was kept for the wait.  Whoever comes later finds no waiter and gives it up himself."""
         if self._limbo or self._closed:
-            released: list[Handle] = []
             with self._lock:
                 if self._waiter is None:  # else another wait has begun meanwhile, and all of it is needed there
-                    released, self._limbo = self._limbo, released
+                    released, self._limbo = self._limbo, []
                     if self._closed:
                         self._waker = RETIRED
+                    del released
+
+    def _empty_limbo(self) -> None:
+        """Between two kernel waits no batch is in hand: whatever was kept for one may go."""
+        if self._limbo:
+            with self._lock:
+                released, self._limbo = self._limbo, []
             del released
 
     # The short and the long way of a wait.
@@ -136,11 +151,13 @@ class Poller(Registry):
         next_look = 0.0
         while True:
             left = time_left(deadline)
+            pause = self._pause(next_look)
             if pairs is None:
-                pairs = self._kernel_wait(min(left, self._pause(next_look)))
+                self._empty_limbo()
+                pairs = self._kernel_wait(min(left, pause))
             found = self._collect(pairs)
             pairs = None
-            if self._looked and time.monotonic() >= next_look:
+            if self._looked and (not pause or time.monotonic() >= next_look):
                 found |= self._look_again()
                 next_look = time.monotonic() + self._tick
                 self._tick = min(self._tick * 2, LONGEST_TICK)
@@ -150,7 +167,7 @@ class Poller(Registry):
                 return list(found.items())
 
     def _pause(self, next_look: float) -> float:
-        """How long the kernel may be waited for, with regard to the sockets that have to be looked at."""
+        """How long the kernel may be waited for, with regard to sockets that have to be looked at; 0: look now."""
         with self._lock:
             if not self._looked:
                 return LONGEST_WAIT
@@ -198,11 +215,9 @@ class Poller(Registry):
             if self._watches.get(watch.number) is not watch:
                 return 0
             found = state[0] & watch.wanted
-            mode, mask = watch.mode, watch.mask
             watch.decide(flags, found, state[1], end_has_edge=self._end_has_edge)
-            if (watch.mode, watch.mask) != (mode, mask):
-                self._enter_mode_locked(watch, mode, mask)
-            elif found and watch.mode is Mode.KERNEL and watch.changes == changes:
+            self._enter_or_tick_locked(watch)
+            if found and watch.mode is Mode.KERNEL and watch.changes == changes:
                 self._keep_answer_locked(watch, flags, found)
             return found if self._stands_locked(watch) else 0
 

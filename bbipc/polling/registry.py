@@ -10,7 +10,8 @@ number:
   kernel reports into answers; until then the number in the batch stays taken.
 
 Who guards what: all fields belong to ``_lock``; a helper whose name ends in ``_locked`` needs it.  The order is: a
-socket's lock, then a poller's.  So under a poller's lock no socket is asked for anything for which it takes its own.
+poller's lock, then a socket's, which waits for nothing further.  So a signal handler or a finalizer may close a socket
+while its own thread is in here: it gets the socket's lock, and finds this one re-entrant.
 """
 
 from __future__ import annotations
@@ -66,17 +67,16 @@ class Registry(ABC):
         """
         wanted = wanted_bits(socket, events)
         self._check_process()
-        with socket._lock, self._lock:
+        with self._lock:
             self._check_usable()
             if socket.fileno() in self._watches:
                 raise ValueError(f"{socket!r} is monitored already")
             watch = Watch(socket, socket._add_watcher(self), wanted)
-            # Into the table before into the kernel: a signal handler that closes the socket in between finds it
-            # there.
+            # Into the table before into the kernel: a signal handler that closes the socket in between finds it there.
             self._watches[watch.number] = watch
             try:
                 watch.begin(end_has_edge=self._end_has_edge)
-                self._enter_mode_locked(watch, Mode.NEVER, 0)
+                self._enter_mode_locked(watch)
                 stands = self._stands_locked(watch)
             except BaseException:
                 self._withdraw_locked(watch)
@@ -93,7 +93,7 @@ class Registry(ABC):
         :raises PollerClosedError: the poller was closed
         """
         self._check_process()
-        with socket._lock, self._lock:
+        with self._lock:
             self._remove_locked(self._watch_of_locked(socket))
             socket._remove_watcher(self)
 
@@ -117,16 +117,16 @@ class Registry(ABC):
         :raises ValueError: it does not have one of the events
         :raises PollerClosedError: the poller was closed
         :raises TypeError: not a Socket, or not a SocketEvent
+        :raises OSError: the kernel has no room for it; the same call may be made again
         """
         wanted = wanted_bits(socket, events)
         self._check_process()
         with self._lock:
             watch = self._watch_of_locked(socket)
-            self._forget_answers_locked(watch)
-            mode, mask = watch.mode, watch.mask
             watch.wanted = wanted
+            self._forget_answers_locked(watch)
             watch.begin(end_has_edge=self._end_has_edge)
-            self._enter_mode_locked(watch, mode, mask)
+            self._enter_mode_locked(watch)
             if not self._stands_locked(watch):
                 raise KeyError(socket)
             self._nudge_locked(watch)
@@ -154,25 +154,42 @@ class Registry(ABC):
 
     def _watch_of_locked(self, socket: Socket) -> Watch:
         self._check_usable()
+        if not isinstance(socket, Socket):
+            raise TypeError(f"a Socket is required, not {type(socket).__name__}")
         watch = self._watches.get(socket._handle.fileno())
         if watch is None or watch.socket is not socket:
             raise KeyError(socket)
         return watch
 
-    def _enter_mode_locked(self, watch: Watch, old_mode: Mode, old_mask: int) -> None:
-        """The watch is to be waited for in another way than before: tell the kernel, and the thread that waits."""
-        asked = watch.mask if watch.mode is Mode.KERNEL else 0
-        try:
-            self._tell_kernel(watch.number, old_mask if old_mode is Mode.KERNEL else 0, asked)
-        except OSError:
-            if not watch.socket.closed:  # closed: by a signal handler, see _stands_locked
-                raise
+    def _enter_mode_locked(self, watch: Watch) -> None:
+        """The watch is to be waited for as it says: let the kernel know what it has not been told yet."""
         if watch.mode in (Mode.NOW, Mode.TICK):
-            if watch.mode is not old_mode:
+            if watch.number not in self._looked:
                 self._tick = FIRST_TICK
             self._looked[watch.number] = watch
         else:
             self._looked.pop(watch.number, None)
+        asked = watch.mask if watch.mode is Mode.KERNEL else 0
+        if asked == watch.told:
+            return
+        old, watch.told = (
+            watch.told,
+            asked,
+        )  # before the call: a signal handler may come behind it, and remove the watch
+        try:
+            self._tell_kernel(watch.number, old, asked)
+        except BaseException as error:
+            watch.told = old
+            if not (isinstance(error, OSError) and watch.socket.closed):  # closed by a handler, see _stands_locked
+                raise
+
+    def _enter_or_tick_locked(self, watch: Watch) -> None:
+        """The same where there is nobody to be told that the kernel has no room: look at it in ticks instead."""
+        try:
+            self._enter_mode_locked(watch)
+        except OSError:
+            watch.mode = Mode.TICK
+            self._looked[watch.number] = watch
 
     def _stands_locked(self, watch: Watch) -> bool:
         """Whether *watch* still stands after a change; if not, every trace of it is removed.
@@ -182,26 +199,29 @@ class Registry(ABC):
         """
         if self._watches.get(watch.number) is watch and watch.socket._handle is watch.handle:
             return True
-        self._erase_locked(watch, in_kernel=True)
+        watch.told = watch.mask  # whatever was written after the handler's close is to be taken back
+        self._erase_locked(watch)
         return False
 
     def _withdraw_locked(self, watch: Watch) -> None:
         """Undo a registration; the caller holds the socket's lock, too."""
-        self._erase_locked(watch, in_kernel=True)
+        self._erase_locked(watch)
         watch.socket._remove_watcher(self)
         watch.release()
 
-    def _erase_locked(self, watch: Watch, *, in_kernel: bool) -> None:
+    def _erase_locked(self, watch: Watch) -> None:
+        """From the kernel first: a signal handler that closes the socket in between must find what it has to undo."""
+        if watch.told:
+            with contextlib.suppress(OSError):  # it may have left the kernel's set, or never have come into it
+                self._tell_kernel(watch.number, watch.told, 0)
+            watch.told = 0
         if self._watches.get(watch.number) is watch:
             del self._watches[watch.number]
         self._looked.pop(watch.number, None)
         self._forget_answers_locked(watch)
-        if in_kernel:
-            with contextlib.suppress(OSError):  # it may have left the kernel's set, or never have come into it
-                self._tell_kernel(watch.number, watch.mask, 0)
 
     def _remove_locked(self, watch: Watch) -> None:
-        self._erase_locked(watch, in_kernel=watch.mode is Mode.KERNEL)
+        self._erase_locked(watch)
         # Before the look at _waiter: a wait that ends just now either sees the handle in limbo, or is seen to have
         # ended.
         self._limbo.append(watch.handle)
@@ -252,3 +272,7 @@ class Registry(ABC):
                 if watch is not None and watch.socket is socket:
                     watch.changes += 1
                     self._forget_answers_locked(watch)
+                    watch.begin(end_has_edge=self._end_has_edge)
+                    self._enter_or_tick_locked(watch)
+                    if self._stands_locked(watch):
+                        self._nudge_locked(watch)

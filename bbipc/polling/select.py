@@ -33,6 +33,9 @@ class SelectPoller(Poller):
 
     def __init__(self) -> None:
         super().__init__()
+        if self._waker.number >= _NUMBERS and sys.platform != "win32":
+            self._closed = True
+            raise SocketError(errno.EMFILE, f"select cannot watch its own descriptor {self._waker.number}")
         self._masks: dict[int, int] = {self._waker.number: READABLE}  # guarded by the lock
 
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
@@ -48,8 +51,9 @@ class SelectPoller(Poller):
             masks = list(self._masks.items())
         readers = [number for number, mask in masks if mask & READABLE]
         writers = [number for number, mask in masks if mask & WRITABLE]
-        everything = [number for number, _ in masks]
-        ready = select.select(readers, writers, everything, seconds)
+        # The third set tells of a failed connect on Windows, and elsewhere of urgent data, which nobody asked for.
+        failed = [number for number, _ in masks] if sys.platform == "win32" else []
+        ready = select.select(readers, writers, failed, seconds)
         return [(number, self._flags_of(number)) for number in dict.fromkeys(ready[0] + ready[1] + ready[2])]
 
     def _flags_of(self, number: int) -> int:

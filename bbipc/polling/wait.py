@@ -17,6 +17,7 @@ from bbipc.polling.deadline import checked_timeout, deadline_after, milliseconds
 from bbipc.polling.waker import Waker
 from bbipc.polling.watch import FIRST_TICK, LONGEST_TICK, Mode, Watch, wanted_bits
 from bbipc.readiness import EVERYTHING, READABLE, WRITABLE
+from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import POLL_TELLS_END, Handle, look, poll_mask
 
@@ -71,6 +72,7 @@ class _Wait:
 
     def __init__(self, rows: list[_Row]) -> None:
         self._rows = rows
+        self._generation = fork.generation
         self._watches: list[Watch] = []
         self._waker: Waker | None = None
         try:
@@ -128,7 +130,7 @@ class _Wait:
     def socket_closed(self, socket: Socket) -> None:
         """Look again: the wait finds the socket closed and raises."""
         waker = self._waker
-        if waker is not None:
+        if waker is not None and self._generation == fork.generation:  # in a child the waiter is not there
             waker.wake()
 
     def socket_changed(self, socket: Socket) -> None:
@@ -149,5 +151,5 @@ def _kernel_wait(watches: list[Watch], waker: Waker | None, seconds: float) -> d
         return dict(poll.poll(milliseconds(seconds)))
     readers = [number for number, mask in masks.items() if mask & READABLE]
     writers = [number for number, mask in masks.items() if mask & WRITABLE]
-    select.select(readers, writers, list(masks), seconds)
+    select.select(readers, writers, list(masks), seconds)  # Windows: the third set tells of a failed connect
     return {}  # it tells too little: every socket is looked at

@@ -56,7 +56,7 @@ def wanted_bits(socket: Socket, events: SocketEvent) -> int:
 class Watch:
     """A socket, the handle it had (held, so that its number stays its own), and what is wanted of it."""
 
-    __slots__ = ("socket", "handle", "number", "wanted", "mode", "mask", "answers", "changes")
+    __slots__ = ("socket", "handle", "number", "wanted", "mode", "mask", "told", "answers", "changes")
 
     def __init__(self, socket: Socket, handle: Handle, wanted: int) -> None:
         self.socket = socket
@@ -65,6 +65,8 @@ class Watch:
         self.wanted = wanted
         self.mode = Mode.NEVER
         self.mask = 0
+        #: the flags that the kernel has been told to watch; 0: it is not in the kernel's set
+        self.told = 0
         #: the kernel's flags for which a poller keeps a ready answer
         self.answers: tuple[int, ...] = ()
         #: how often the socket has told that something about it changed

@@ -85,6 +85,7 @@ def resolve_ipv4_address(hostname: str) -> str | None:
     ``None`` where the name has none.  Any thread may call it.
 
     :raises socket.gaierror: the resolver could not tell (no answer, no network)
+    :raises UnicodeError: not a name at all: an empty or too long part (it is a ValueError)
     :raises TypeError: not a str
     """
     return _resolve(socket.AF_INET, hostname)
@@ -96,6 +97,7 @@ def resolve_ipv6_address(hostname: str) -> str | None:
     ``None`` where the name has none.  Any thread may call it.
 
     :raises socket.gaierror: the resolver could not tell (no answer, no network)
+    :raises UnicodeError: not a name at all: an empty or too long part (it is a ValueError)
     :raises TypeError: not a str
     """
     return _resolve(socket.AF_INET6, hostname)

@@ -30,7 +30,13 @@ def adopt_descriptor(descriptor: int) -> Socket:
 
     :raises SocketError: not an open descriptor, no stream socket of a family that bbipc has, or neither connected nor
         listening; the number is still the caller's
+    :raises TypeError: not an int
+    :raises ValueError: negative, or larger than any number
     """
+    if isinstance(descriptor, bool) or not isinstance(descriptor, int):
+        raise TypeError(f"a descriptor must be an int, not {type(descriptor).__name__}")
+    if not 0 <= descriptor < 2**31:
+        raise ValueError(f"{descriptor} is no descriptor number")
     try:
         probe = socket.socket(fileno=descriptor)
     except OSError as error:

@@ -8,7 +8,8 @@ Closing, step by step, whoever calls it (``handle.py`` tells why):
 
 1. One closer wins: under the lock ``_handle`` becomes CLOSED.  From here on every new call fails.
 2. Leave the pollers, before the number changes meaning: a registration that outlives its number cannot be removed
-   from epoll and spins.  Monitoring takes the same lock, so no registration can slip in behind this step.
+   from epoll and spins.  A poller becomes a watcher under the same lock and with its own in hand, so no registration
+   can slip in behind this step: it is either refused, or waited for and removed.
 3. Shut the connection down both ways, which wakes whatever is blocked on it.
 4. Put the tombstone over the number: the peer sees the end now.
 5. Tell the waiters, who raise SocketClosedError.
@@ -52,7 +53,7 @@ class Socket:
     raises :class:`SocketClosedError`, for ever; plain attributes (addresses, path) stay readable.
     """
 
-    __slots__ = ("_handle", "_lock", "_watchers", "_generation", "_shared", "__weakref__")
+    __slots__ = ("_handle", "_lock", "_watchers", "_generation", "_forks", "_shared", "__weakref__")
 
     #: the events that this kind of socket has
     _events_offered: int = 0
@@ -62,6 +63,7 @@ class Socket:
         self._lock = fork.lock_for(handle.fileno())
         self._watchers: tuple[Watcher, ...] = ()  # guarded by _lock
         self._generation = fork.generation
+        self._forks = fork.forks
         self._shared = 0  # how often the descriptor was passed on; guarded by _lock
 
     @property
@@ -87,27 +89,40 @@ class Socket:
         the end now.  What the kernel had taken from ``write`` is still sent.  Never blocks; only a local server may
         wait, for at most 1 s, while another program holds the lock on its path's directory.
         """
-        with self._lock:
-            # Read and write with no call in between: there a signal handler could run, in this very thread and so
-            # past the lock, close the socket itself, and make this call a second closer.
-            handle, self._handle = self._handle, CLOSED
-            if handle is CLOSED:
-                return
-            self._mark_closed()
-            watchers, self._watchers = self._watchers, ()
+        handle = CLOSED
         try:
-            self._before_end()
-            for watcher in watchers:
+            with self._lock:
+                # Read and write with no call in between: there a signal handler could run, in this very thread and so
+                # past the lock, close the socket itself, and make this call a second closer.
+                handle, self._handle = self._handle, CLOSED
+        finally:
+            if handle is not CLOSED:
+                self._end_whatever_comes(handle)
+
+    def _end_whatever_comes(self, handle: Handle) -> None:
+        try:
+            self._end(handle)
+        except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+            self._end(handle)
+            raise
+
+    def _end(self, handle: Handle) -> None:
+        """Steps 2 to 5.  No watcher is added any more."""
+        self._mark_closed()
+        try:
+            for watcher in self._watchers:
                 watcher.socket_closing(self, handle)
-        finally:  # a Ctrl-C in between must not leave the rest undone
+            self._before_end()
+        finally:
             try:
                 end(handle, shut_down=self._acts_for_all())
             finally:
-                for watcher in watchers:
+                for watcher in self._watchers:
                     watcher.socket_closed(self)
+        self._watchers = ()
 
     def _mark_closed(self) -> None:
-        """The handle is gone: let go of what else holds it.  The caller holds the lock."""
+        """The handle is gone: let go of what else holds it."""
 
     def _before_end(self) -> None:
         """What a kind of socket has to give back while its connection still stands; no lock is held."""
@@ -151,6 +166,10 @@ class Socket:
         if state is None:
             raise SocketClosedError(self)
         return state
+
+    def _may_be_shared(self) -> bool:
+        """Whether another process may hold the connection, too."""
+        return self._shared != 0 or self._forks != fork.forks
 
     def _share(self, times: int) -> None:
         """The descriptor is passed on (1), or was not after all (-1)."""

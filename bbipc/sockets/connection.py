@@ -12,6 +12,7 @@ why.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Final
@@ -41,11 +42,12 @@ from bbipc.readiness import (
     stream_events,
     stream_interest,
 )
-from bbipc.sockets.base import Socket
+from bbipc.sockets.base import Socket, Watcher
 from bbipc.sockets.handle import CLOSED, POLL_TELLS_END, Handle, at_end, look, unread_bytes
 
 #: on 3.11 the way to a member through its class costs 50 ns
 _CONNECTED: Final = Stage.CONNECTED
+_CONNECTING: Final = Stage.CONNECTING
 
 
 class Connection(Socket):
@@ -126,6 +128,8 @@ class Connection(Socket):
 
     def _settle(self, stage: Stage, error: OSError | None = None) -> None:
         """The connect is decided.  The caller holds the lock, and the socket is open."""
+        if self._stage is not Stage.CONNECTING:  # a signal handler has asked a predicate meanwhile
+            return
         self._error = error
         if stage is Stage.CONNECTED:
             self._io = self._handle
@@ -152,16 +156,21 @@ class Connection(Socket):
                 return plain
         if self._stage is Stage.CONNECTING:
             flags = self._flags_after_connect(handle, flags)
-        # Whether it is asked with "readable" or "writable", such a kernel shows the end as either.
+        stage = self._stage  # read once: another thread may move it on, and these flags belong to this stage
+        unread = 0
+        if stage is Stage.CONNECTED and flags & ANY_HANG_UP:
+            # Once more: an unconnected local socket polls as hung up, and another thread may have connected it since.
+            flags = look(handle, EVERYTHING)
+            if flags & INVALID:
+                return None
         if not POLL_TELLS_END and flags & (READABLE | WRITABLE) and at_end(handle):
             flags |= READ_HUNG_UP
-        unread = 0
-        if flags & ANY_HANG_UP and self._stage is Stage.CONNECTED:
+        if stage is Stage.CONNECTED and flags & ANY_HANG_UP:
             try:
                 unread = unread_bytes(handle)
             except OSError:  # EBADF: closed meanwhile
                 return None
-        condition = condition_of(self._stage, flags, unread)
+        condition = condition_of(stage, flags, unread)
         if condition is Condition.ENDED and flags & ERROR:
             self._keep_pending_error()
         possible = ATTAINABLE[condition] if self._sending else ATTAINABLE[condition] & ~READY_TO_WRITE
@@ -176,16 +185,31 @@ class Connection(Socket):
         with self._lock:
             if self._handle is not CLOSED:
                 number = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number:
+                if number == errno.EPIPE:  # the peer had ended in good order before it answered our write with a reset
+                    self._pipe_broken = True
+                elif number:
                     self._keep(OSError(number, os.strerror(number)))
 
     def _advance(self, flags: int) -> None:
-        """Find out whether the connect is decided, and settle it if so."""
+        """Find out whether the connect is decided.  If so, whoever waits has to wait for other flags from now on."""
+        with self._lock:
+            if self._handle is CLOSED or self._stage is not Stage.CONNECTING:
+                return
+            self._decide(flags)
+            settled = self._stage is not _CONNECTING
+            watchers: tuple[Watcher, ...] = self._watchers if settled else ()
+        for watcher in watchers:
+            watcher.socket_changed(self)
+
+    def _decide(self, flags: int) -> None:
+        """Settle the connect if it is decided.  The caller holds the lock, and the socket is open."""
         raise AssertionError("every kind of stream has its own")
 
     def _interest(self, wanted: int, *, end_has_edge: bool) -> int | None:
         if self._stage is Stage.CONNECTING and not self._connect_has_edge:
             return None
+        if not self._sending:  # it will not come; and asked for, "writable" would be told without end
+            wanted &= ~READY_TO_WRITE
         return stream_interest(self._stage, wanted, end_has_edge=end_has_edge)
 
     def _standing(self) -> int:

@@ -5,8 +5,8 @@ for ever in the child, so the locks of all sockets are a fixed set, taken by the
 let go on both sides: the child finds every lock free and every socket's fields in order.  (A lock a socket would need
 a list of all sockets, and 80 bytes more a socket.)
 
-Nobody waits inside these locks, no two of them are held at once, and the locks of a poller come after them.  They are
-re-entrant, because a signal handler may close the very socket whose lock its own thread holds.
+Nobody waits inside these locks, not even for another lock: whoever holds something else may always take one of them.
+They are re-entrant, because a signal handler, or a finalizer, may close the very socket whose lock its thread holds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ _LOCKS: Final = tuple(threading.RLock() for _ in range(64))
 generation = 0
 
 
+#: how often this process, or one that it came from, has forked: what is older than the last fork may be shared
+forks = 0
+
+
 def lock_for(number: int) -> threading.RLock:
     """The lock that guards the socket which holds descriptor *number*."""
     return _LOCKS[number & 63]
@@ -34,6 +38,8 @@ def _take_all() -> None:
 
 
 def _let_go() -> None:
+    global forks  # noqa: PLW0603
+    forks += 1
     for lock in _LOCKS:
         lock.release()
 

@@ -29,7 +29,7 @@ import socket
 import sys
 from typing import Final
 
-from bbipc.readiness import ERROR, HUNG_UP, READ_HUNG_UP, READABLE, WRITABLE
+from bbipc.readiness import ERROR, HUNG_UP, INVALID, READ_HUNG_UP, READABLE, WRITABLE
 
 if sys.platform != "win32":
     import fcntl
@@ -57,11 +57,6 @@ class Handle(socket.socket):
         self.setblocking(False)
         if sys.platform == "darwin":
             self.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
-
-    def accept_number(self) -> tuple[int, object]:
-        """accept(2) as it is: the new number, close-on-exec, and the peer's address."""
-        number, address = self._accept()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-        return number, address
 
     def __del__(self) -> None:
         self._free()
@@ -153,8 +148,11 @@ def look(handle: Handle, asked: int) -> int:
     """
     if not hasattr(select, "poll"):
         return _look_by_select(handle, asked)
+    number = handle.fileno()
+    if number < 0:  # CLOSED, in the place of a handle that was let go
+        return INVALID
     poll = select.poll()
-    poll.register(handle.fileno(), asked if POLL_TELLS_END else poll_mask(asked))
+    poll.register(number, asked if POLL_TELLS_END else poll_mask(asked))
     ready = poll.poll(0)
     return ready[0][1] if ready else 0
 

@@ -26,13 +26,17 @@ from bbipc.sockets.base import Socket
 from bbipc.sockets.buffers import octets
 from bbipc.sockets.handle import CLOSED, NO_SIGNAL, Handle, make_handle
 from bbipc.sockets.server import StreamServer
-from bbipc.sockets.stream import StreamSocket
+from bbipc.sockets.stream import MAX_READ, StreamSocket
 
 #: what the kernel takes in one message (SCM_MAX_FD of Linux)
 MAX_DESCRIPTORS: Final = 253
 #: None where Python has no local sockets (Windows)
 _FAMILY: Final[socket.AddressFamily | None] = getattr(socket, "AF_UNIX", None)
 _NOBODY: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
+#: <sys/un.h> of macOS and FreeBSD
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERCRED: Final = 1
+_LOCAL_PEERPID: Final = 2
 _INT: Final = struct.Struct("i")
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -73,7 +77,12 @@ class LocalStream(StreamSocket):
         if not self._connected_meanwhile():
             raise SocketError(errno.ENOTCONN, "still connecting: there is no peer yet", socket=self)
         try:
-            return _credentials(self._handle)
+            if sys.platform == "linux":
+                ucred = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                return PeerCredentials(*struct.unpack("3i", ucred))
+            xucred = self._handle.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, 128)
+            pid = self._handle.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID) if sys.platform == "darwin" else 0
+            return credentials_of_xucred(xucred, pid)
         except OSError as error:
             self._raise_translated(error)
 
@@ -87,17 +96,23 @@ class LocalStream(StreamSocket):
         :raises SocketClosedError: this stream, or a socket to be passed, was closed
         :raises ConnectionFailedError: it never was connected
         :raises RemoteDisconnectedError: the peer is gone
-        :raises ValueError: no descriptors or more than 253, or no byte of data to carry them
+        :raises ValueError: no descriptors or more than 253, a number that is none, or no byte of data to carry them
+        :raises TypeError: neither a Socket nor an int
         """
         if not 0 < len(descriptors) <= MAX_DESCRIPTORS:
             raise ValueError(f"1 to {MAX_DESCRIPTORS} descriptors go in one message, not {len(descriptors)}")
+        for item in descriptors:
+            if not isinstance(item, Socket | int):
+                raise TypeError(f"a descriptor is a Socket or an int, not {type(item).__name__}")
+            if isinstance(item, int) and not 0 <= item < 2**31:
+                raise ValueError(f"{item} is no descriptor number")
         size = octets(data).nbytes
         if not size:
             raise ValueError("descriptors travel with at least one byte of data")
         if self._io is CLOSED and not self._connected_meanwhile():
             return 0
         try:
-            return _pass_on(self._io, descriptors, data)
+            return self._pass_on(descriptors, data)
         except BlockingIOError:
             return 0
         except SocketClosedError:
@@ -107,6 +122,26 @@ class LocalStream(StreamSocket):
                 self._raise_translated(error)
             self._may_write_again(error, size)
             return 0
+
+    def _pass_on(self, descriptors: Sequence[Socket | int], data: Buffer) -> int:
+        """One sendmsg.  The handles are held meanwhile, so that a close in another thread cannot free a number; and the
+        sockets count as shared before they are, so that it cannot shut down what the peer is just being given.
+        """
+        sockets = [item for item in descriptors if isinstance(item, Socket)]
+        held: list[Handle] = []
+        sent = 0
+        try:
+            for item in sockets:
+                item._share(1)
+                held.append(item._open_handle())
+            numbers = array.array("i", [item.fileno() if isinstance(item, Socket) else item for item in descriptors])
+            sent = self._io.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)], NO_SIGNAL)
+            return sent
+        finally:
+            if not sent:
+                for item in sockets[: len(held) + 1]:
+                    item._share(-1)
+            held.clear()
 
     def receive_descriptors(self, max_descriptors: int, max_bytes: int = 65536) -> tuple[bytes, list[int]] | None:
         """Read bytes and the open files that came with them, as close-on-exec numbers that are the caller's to close.
@@ -129,7 +164,7 @@ class LocalStream(StreamSocket):
         space = socket.CMSG_SPACE(max_descriptors * _INT.size)
         close_on_exec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         try:
-            data, extra, flags, _ = self._io.recvmsg(max_bytes, space, close_on_exec)
+            data, extra, flags, _ = self._io.recvmsg(min(max_bytes, MAX_READ), space, close_on_exec)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -146,17 +181,14 @@ class LocalStream(StreamSocket):
             self._check_end()
         return data, numbers
 
-    def _advance(self, flags: int) -> None:
-        with self._lock:
-            if self._handle is CLOSED or self._stage is not Stage.CONNECTING:
-                return
-            number = self._handle.connect_ex(self._name)
-            if number in (0, errno.EISCONN):
-                self._settle(Stage.CONNECTED)
-            elif number in _NOBODY:
-                self._settle(Stage.FAILED, OSError(number, f"no server listens any more: {os.strerror(number)}"))
-            elif number not in (errno.EAGAIN, errno.EALREADY, errno.EINPROGRESS, errno.EINTR):
-                self._settle(Stage.FAILED, OSError(number, os.strerror(number)))
+    def _decide(self, flags: int) -> None:
+        number = self._handle.connect_ex(self._name)
+        if number in (0, errno.EISCONN):
+            self._settle(Stage.CONNECTED)
+        elif number in _NOBODY:
+            self._settle(Stage.FAILED, OSError(number, f"no server listens any more: {os.strerror(number)}"))
+        elif number not in (errno.EAGAIN, errno.EALREADY, errno.EINPROGRESS, errno.EINTR):
+            self._settle(Stage.FAILED, OSError(number, os.strerror(number)))
 
     def _peer_text(self) -> str:
         return f"local peer {self.path!r}" if self.path else "local peer"
@@ -211,6 +243,7 @@ def make_local_server(
     :raises SocketError: EADDRINUSE and what is in the way (a live server, a dead one, a plain file), EACCES, ENOENT …
     """
     name = paths.socket_path(path)
+    file = paths.fixed(name)  # the program may change its directory before it closes the server
     paths.permission_bits(mode)
     backlog_size(backlog)
     try:
@@ -219,12 +252,11 @@ def make_local_server(
             handle.bind(name)
             handle.listen(backlog)
             return LocalServer(handle, os.fspath(path), name, None)
-        inode = paths.take(handle, name, mode=mode, backlog=backlog, replace_stale=replace_stale)
+        inode = paths.take(handle, paths.for_kernel(name), mode=mode, backlog=backlog, replace_stale=replace_stale)
     except OSError as error:
         reason = f"cannot listen on {os.fspath(path)!r}: {error.strerror}"
         raise SocketError(error.errno or errno.EIO, reason) from error
-    # The program may change its directory before it closes the server.
-    return LocalServer(handle, os.fspath(path), os.path.abspath(name), inode if delete_on_close else None)
+    return LocalServer(handle, os.fspath(path), file, inode if delete_on_close else None)
 
 
 def connect_to_local_server(path: Path) -> LocalStream:
@@ -238,7 +270,7 @@ def connect_to_local_server(path: Path) -> LocalStream:
     :raises TypeError: no path
     :raises SocketError: there are no descriptors left
     """
-    name = paths.socket_path(path)
+    name = paths.for_kernel(paths.socket_path(path))
     shown = os.fspath(path)
     try:
         handle = _make_handle()
@@ -278,27 +310,6 @@ def _make_handle(fileno: int | None = None) -> Handle:
     return make_handle(_family(), fileno=fileno)
 
 
-def _pass_on(io: Handle, descriptors: Sequence[Socket | int], data: Buffer) -> int:
-    """One sendmsg.  The handles are held meanwhile, so that a close in another thread cannot free a number; and the
-    sockets count as shared before they are, so that it cannot shut down what the peer is just being given.
-    """
-    sockets = [item for item in descriptors if isinstance(item, Socket)]
-    held: list[Handle] = []
-    sent = 0
-    try:
-        for item in sockets:
-            item._share(1)
-            held.append(item._open_handle())
-        numbers = array.array("i", [item.fileno() if isinstance(item, Socket) else item for item in descriptors])
-        sent = io.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)], NO_SIGNAL)
-        return sent
-    finally:
-        if not sent:
-            for item in sockets[: len(held) + 1]:
-                item._share(-1)
-        held.clear()
-
-
 def _received(extra: Sequence[tuple[int, int, bytes]]) -> list[int]:
     numbers: list[int] = []
     for level, kind, content in extra:
@@ -309,22 +320,6 @@ def _received(extra: Sequence[tuple[int, int, bytes]]) -> list[int]:
         for number in numbers:
             os.set_inheritable(number, False)
     return numbers
-
-
-def _credentials(handle: Handle) -> PeerCredentials:
-    if sys.platform == "linux":
-        return PeerCredentials(*struct.unpack("3i", handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
-    return credentials_of_xucred(handle.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, 128), _peer_pid(handle))
-
-
-#: <sys/un.h> of macOS and FreeBSD
-_SOL_LOCAL: Final = 0
-_LOCAL_PEERCRED: Final = 1
-_LOCAL_PEERPID: Final = 2
-
-
-def _peer_pid(handle: Handle) -> int:
-    return handle.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID) if sys.platform == "darwin" else 0
 
 
 def credentials_of_xucred(content: bytes, pid: int) -> PeerCredentials:

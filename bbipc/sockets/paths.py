@@ -60,6 +60,25 @@ def socket_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> by
     return name
 
 
+def fixed(name: bytes) -> bytes:
+    """*name* from the root on, so that a change of the working directory cannot make it another one.
+
+    Not normalised: in ``link/../s`` the kernel follows the link.
+    """
+    if is_abstract(name) or os.path.isabs(name):
+        return name
+    try:
+        return os.path.join(os.getcwdb(), name)
+    except OSError:  # the working directory was removed: the name leads nowhere, and the kernel will say so
+        return name
+
+
+def for_kernel(name: bytes) -> bytes:
+    """*name* fixed if that is short enough for the kernel, or as it is."""
+    absolute = fixed(name)
+    return absolute if len(absolute) <= MAX_PATH_BYTES else name
+
+
 def is_abstract(name: bytes) -> bool:
     """Whether *name* has no file, and so no owner, no mode and nothing to remove."""
     return name.startswith(b"\0")
@@ -87,23 +106,24 @@ def take(handle: Handle, name: bytes, *, mode: int, backlog: int, replace_stale:
     # with the umask at bind, as open() does (unix_bind_bsd).  Where fchmod refuses a socket the check below decides.
     with contextlib.suppress(OSError):
         os.fchmod(handle.fileno(), mode)
-    with _directory_lock(name, _LOCK_PATIENCE):
+    with _directory_lock(name, _LOCK_PATIENCE) as directory:
+        base = os.path.basename(name)
         try:
             handle.bind(name)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            _clear_the_way(name, replace_stale=replace_stale)
+            _clear_the_way(name, base, directory, replace_stale=replace_stale)
             handle.bind(name)
         try:
-            return _open_for_business(handle, name, mode, backlog)
+            return _open_for_business(handle, base, directory, mode, backlog)
         except BaseException:
-            os.unlink(name)
+            _remove_socket(base, directory)
             raise
 
 
-def _open_for_business(handle: Handle, name: bytes, mode: int, backlog: int) -> Inode:
-    found = os.lstat(name)
+def _open_for_business(handle: Handle, base: bytes, directory: int, mode: int, backlog: int) -> Inode:
+    found = os.lstat(base, dir_fd=directory)
     # Connecting needs the permission to write: these are the bits that could let in more than was asked.
     if stat.S_IMODE(found.st_mode) & ~mode & 0o222:
         raise PermissionError(errno.EPERM, "this system cannot restrict the socket file; use a private directory")
@@ -117,16 +137,23 @@ def give_back(name: bytes, ours: Inode) -> None:
     To be called while our socket is open: it keeps the inode, so that its number cannot have become another file's.
     A path that is gone, or that cannot be removed, is left: a server must be able to close.
     """
-    with contextlib.suppress(OSError), _directory_lock(name, _CLOSE_PATIENCE):
-        found = os.lstat(name)
+    with contextlib.suppress(OSError), _directory_lock(name, _CLOSE_PATIENCE) as directory:
+        base = os.path.basename(name)
+        found = os.lstat(base, dir_fd=directory)
         if (found.st_dev, found.st_ino) == ours:
-            os.unlink(name)
+            _remove_socket(base, directory)
 
 
-def _clear_the_way(name: bytes, *, replace_stale: bool) -> None:
+def _remove_socket(base: bytes, directory: int) -> None:
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.lstat(base, dir_fd=directory).st_mode):
+            os.unlink(base, dir_fd=directory)
+
+
+def _clear_the_way(name: bytes, base: bytes, directory: int, *, replace_stale: bool) -> None:
     """Something is at *name*: remove it if it is a dead server's socket and that was asked for."""
     try:
-        found = os.lstat(name)
+        found = os.lstat(base, dir_fd=directory)
     except FileNotFoundError:  # its owner was quicker
         return
     if not stat.S_ISSOCK(found.st_mode):
@@ -135,7 +162,7 @@ def _clear_the_way(name: bytes, *, replace_stale: bool) -> None:
         raise OSError(errno.EADDRINUSE, "a live server listens there")
     if not replace_stale:
         raise OSError(errno.EADDRINUSE, "a dead server left its socket there; replace_stale=True takes it over")
-    os.unlink(name)
+    os.unlink(base, dir_fd=directory)
 
 
 def _is_stale(name: bytes) -> bool:
@@ -146,12 +173,12 @@ def _is_stale(name: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _directory_lock(name: bytes, patience: float) -> Iterator[None]:
-    """The lock that every maker and every closer of a path in this directory takes."""
+def _directory_lock(name: bytes, patience: float) -> Iterator[int]:
+    """The lock that every maker and every closer of a path in this directory takes; the directory's descriptor."""
     number = os.open(os.path.dirname(name) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _lock_patiently(number, patience)
-        yield
+        yield number
     finally:
         # Unlocked by name: a child that another thread forks just now holds the same open file, and a mere close would
         # leave the lock with it.

@@ -66,7 +66,10 @@ class StreamServer(Socket):
         """The descriptor number of the next connection, and its peer's address as the kernel tells it."""
         for _ in range(_MAX_SKIPPED):
             try:
-                return self._handle.accept_number()
+                # accept(2) as it is: the new number, close-on-exec, and the peer's address.  No frame of ours has the
+                # handle: an exception that somebody keeps would keep it, and the number.
+                accepted: tuple[int, object] = self._handle._accept()  # type: ignore[attr-defined] # pyright: ignore
+                return accepted
             except BlockingIOError:
                 break
             except OSError as error:

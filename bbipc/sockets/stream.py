@@ -37,7 +37,7 @@ _DISCONNECTED: Final = frozenset(
     }
 )
 #: recv allocates what it is asked for before it knows what is there: memory follows what arrives, not what is asked
-_MAX_READ: Final = 1 << 20
+MAX_READ: Final = 1 << 20
 #: not on Windows
 _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 #: Linux and the BSDs refuse a longer vector
@@ -96,11 +96,11 @@ class StreamSocket(Connection):
         :raises RemoteDisconnectedError: the peer reset the connection, and all that had come was read
         :raises ValueError: *max_bytes* is less than 1
         """
-        if not 0 < max_bytes <= _MAX_READ:
+        if not 0 < max_bytes <= MAX_READ:
             if max_bytes <= 0:
                 self._open_handle()
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
-            max_bytes = _MAX_READ
+            max_bytes = MAX_READ
         try:
             data = self._io.recv(max_bytes, socket.MSG_PEEK) if peek else self._io.recv(max_bytes)
         except BlockingIOError:
@@ -250,8 +250,9 @@ class StreamSocket(Connection):
         reset whose error another thread was told: after that the kernel gives 0.
         """
         self._open_handle()
-        if self._error is None and self._reset_in_doubt():
-            self._keep(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        with self._lock:  # who takes the error from the kernel in a look keeps it under the same lock
+            if self._error is None and self._reset_in_doubt():
+                self._keep(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
         if self._error is not None:
             raise self._disconnected() from self._error
         # The look above may itself have met the tombstone of a close that began after the first line.

@@ -17,7 +17,7 @@ from typing import Final, Generic, TypeVar
 from bbipc.errors import SocketError
 from bbipc.readiness import ERROR, HUNG_UP, WRITABLE, Stage
 from bbipc.sockets.addresses import IPV4_ANY, IPV6_ANY, backlog_size, numeric_address, port_number
-from bbipc.sockets.handle import CLOSED, Handle, look, make_handle
+from bbipc.sockets.handle import Handle, look, make_handle
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 
@@ -78,23 +78,21 @@ class TCPStream(StreamSocket):
         except OSError as error:
             self._raise_translated(error)
 
-    def _advance(self, flags: int) -> None:
+    def _decide(self, flags: int) -> None:
         if not flags & (WRITABLE | ERROR | HUNG_UP):
             return
-        with self._lock:
-            if self._handle is CLOSED or self._stage is not Stage.CONNECTING:
-                return
-            number = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number in _CONNECTED_AND_RESET:
-                self._settle(Stage.CONNECTED, OSError(number, os.strerror(number)))
-            elif number:
-                self._settle(Stage.FAILED, OSError(number, os.strerror(number)))
-            elif self._is_self_connected():
-                self._settle(Stage.FAILED, _self_connect())
-            elif self._has_peer():
-                self._settle(Stage.CONNECTED)
-            elif flags & HUNG_UP:
-                self._settle(Stage.FAILED, OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
+        number = self._handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number in _CONNECTED_AND_RESET:
+            self._pipe_broken = number == errno.EPIPE
+            self._settle(Stage.CONNECTED, None if self._pipe_broken else OSError(number, os.strerror(number)))
+        elif number:
+            self._settle(Stage.FAILED, OSError(number, os.strerror(number)))
+        elif is_self_connected(self._handle):
+            self._settle(Stage.FAILED, _self_connect())
+        elif self._has_peer():
+            self._settle(Stage.CONNECTED)
+        elif flags & HUNG_UP:
+            self._settle(Stage.FAILED, OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)))
 
     def _has_peer(self) -> bool:
         try:
@@ -102,9 +100,6 @@ class TCPStream(StreamSocket):
         except OSError:
             return False
         return True
-
-    def _is_self_connected(self) -> bool:
-        return (self.local_host_address, self.local_port) == (self.remote_host_address, self.remote_port)
 
     def _reset_in_doubt(self) -> bool:
         """A recv gave 0, and no error is kept: was it a FIN, or the silence after a reset?
@@ -118,11 +113,12 @@ class TCPStream(StreamSocket):
 
         The kernel still tells the two apart.  After a FIN our direction is open: no HUP.  HUP together with ERR means
         that the note is still there and recv preferred 0 to it: the FIN came first.  HUP without ERR is either of our
-        own making (we shut our side too), or step 3.  If W was told EPIPE, the FIN had come before the RST.
+        own making (we shut our side too, or another process did that holds the connection), or step 3.  If W was told
+        EPIPE, the FIN had come before the RST.
         """
-        if not self._sending or self._pipe_broken:
+        if not self._sending or self._pipe_broken or self._may_be_shared():
             return False
-        return look(self._open_handle(), 0) & (HUNG_UP | ERROR) == HUNG_UP
+        return look(self._handle, 0) & (HUNG_UP | ERROR) == HUNG_UP
 
     def _peer_text(self) -> str:
         return f"{self.remote_host_address} port {self.remote_port}"
@@ -269,6 +265,14 @@ def name_of(handle: Handle) -> _Address:
     return str(name[0]), int(name[1])
 
 
+def is_self_connected(handle: Handle) -> bool:
+    """Whether both ends are one socket.  Compared as the kernel has it: a connect to 0.0.0.0 goes to 127.0.0.1."""
+    try:
+        return bool(handle.getpeername() == handle.getsockname())
+    except OSError:
+        return False
+
+
 def _self_connect() -> OSError:
     """A connect to a free port of our own machine may be given that very port as its source, and meets itself."""
     return OSError(errno.ECONNREFUSED, "nobody listens there: the connection met itself")
@@ -281,12 +285,13 @@ def _listen(  # noqa: PLR0917
     backlog_size(backlog)
     try:
         handle = make_handle(family)
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # its connections inherit it
         if family is socket.AF_INET6:
             handle.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if sys.platform == "win32":  # SO_REUSEADDR lets anybody steal the port there
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, not reuse_address)
         else:
-            handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(reuse_address))
             if reuse_port:
                 handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         handle.bind(address)
@@ -310,6 +315,8 @@ def _connect(kind: type[_S], host_address: str, port: int, local_host_address: s
     try:
         handle = make_handle(family)
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A peer's urgent byte stays in its place: out of line, FIONREAD would stop counting in front of it.
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if local_host_address is not None or local_port:
             handle.bind(local)
         number = handle.connect_ex(remote)
@@ -321,6 +328,6 @@ def _connect(kind: type[_S], host_address: str, port: int, local_host_address: s
         return kind(handle, Stage.CONNECTING, name, remote)
     if number:
         return kind(handle, Stage.FAILED, name, remote, OSError(number, os.strerror(number)))
-    if name == remote:
+    if is_self_connected(handle):
         return kind(handle, Stage.FAILED, name, remote, _self_connect())
     return kind(handle, Stage.CONNECTED, name, remote)
