@@ -55,3 +55,12 @@ def test_what_cannot_be_adopted_stays_the_callers(short_dir: Path) -> None:
                     bbipc.adopt_descriptor(number)
                 assert caught.value.errno == reason
             file.write("still open")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [(None, TypeError), ("3", TypeError), (True, TypeError), (-1, ValueError), (2**63, ValueError)]
+)
+def test_what_is_no_descriptor(wrong: int, error: type[Exception]) -> None:
+    """A None once made a socket of its own, and leaked it."""
+    with pytest.raises(error):
+        bbipc.adopt_descriptor(wrong)

@@ -404,6 +404,44 @@ def test_somebody_else_never_gets_in(short_dir: Path) -> None:
     assert attacker.communicate(timeout=30)[0] == "0\n"
 
 
+def test_another_threads_chdir_moves_nothing(short_dir: Path) -> None:
+    """A relative path means the directory of the call: for the file that is removed, and for a connect that waits."""
+    program = """
+        import os, bbipc
+        from bbipc.sockets.handle import Handle
+        os.mkdir("a"); os.mkdir("b"); os.chdir("a")
+        bind = Handle.bind
+        def bind_and_move(handle, name):
+            bind(handle, name)
+            os.chdir("../b")
+            open("s", "w").close()
+        Handle.bind = bind_and_move
+        server = bbipc.make_local_server("s", backlog=0)
+        Handle.bind = bind
+        os.chdir("../a")
+        first, waiting = bbipc.connect_to_local_server("s"), bbipc.connect_to_local_server("s")
+        assert not waiting.determined()
+        os.chdir("../b"); os.unlink("s")
+        with bbipc.make_local_server("s") as other:
+            assert not waiting.determined()
+            assert not other.connection_available()
+        open("s", "w").close()
+        server.close()
+        for thing in (first, waiting): thing.close()
+        print(os.path.isfile("s"), os.path.exists("../a/s"))
+    """
+    assert run(program, short_dir).split() == ["True", "False"]
+
+
+def test_a_name_through_a_link_is_removed_where_the_kernel_made_it(short_dir: Path) -> None:
+    (short_dir / "deep" / "er").mkdir(parents=True)
+    (short_dir / "link").symlink_to(short_dir / "deep" / "er")
+    path = f"{short_dir}/link/../s"
+    with bbipc.make_local_server(path):
+        assert (short_dir / "deep" / "s").is_socket()
+    assert not (short_dir / "deep" / "s").exists()
+
+
 def run(program: str, directory: Path) -> str:
     """What a program prints that is run in *directory*."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]

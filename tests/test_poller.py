@@ -173,14 +173,17 @@ def test_a_ctrl_c_in_a_wait_leaves_the_poller_usable() -> None:
     def interrupt() -> None:
         raise Interrupt
 
+    def wait_on_and_on(timeout: float) -> None:
+        while True:
+            poller.wait_for_events(timeout)
+
     one, other = bbipc.local_stream_pair()
     with one, other, bbipc.make_poller() as poller:
         poller.monitor_socket(one, DATA)
         other.write(b"x")
         for number in range(300):
             with pytest.raises(Interrupt), alarms(interrupt, 0.0001 + number * 1e-6, once=True):
-                while True:
-                    poller.wait_for_events(0 if number % 2 else 0.001)
+                wait_on_and_on(0 if number % 2 else 0.001)
             assert poller.wait_for_events(PATIENCE) == [(one, DATA)]
             assert poller._lock.acquire(blocking=False)
             poller._lock.release()
@@ -232,3 +235,39 @@ def test_a_number_is_free_again_when_its_wait_is_over(backend: str) -> None:
         one.close()
         assert waiter.outcome() == []
         assert len(os.listdir("/proc/self/fd")) == numbers - 1
+
+
+def test_sockets_that_come_and_go_during_one_long_wait_keep_no_numbers(backend: str) -> None:
+    """1,000 are monitored, unmonitored and closed while one thread sits in one wait: the numbers are free again."""
+    with bbipc.make_poller(backend) as poller:
+        waiter = Worker(lambda: poller.wait_for_events(None))
+        wait_until_asleep(waiter)
+        numbers = len(os.listdir("/proc/self/fd"))
+        for _ in range(1000):
+            one, other = bbipc.local_stream_pair()
+            poller.monitor_socket(one, DATA)
+            poller.unmonitor_socket(one)
+            one.close()
+            other.close()
+        assert waiter.is_alive()
+        assert len(os.listdir("/proc/self/fd")) < numbers + 500
+        wait_until_asleep(waiter)
+        poller.wake()
+        assert waiter.outcome() == []
+        assert len(os.listdir("/proc/self/fd")) == numbers
+
+
+def test_what_stays_true_is_reported_at_once_beside_what_is_looked_at_in_ticks(backend: str) -> None:
+    stuck, peer = bbipc.local_stream_pair()
+    one, other = bbipc.local_stream_pair()
+    with stuck, one, other, bbipc.make_poller(backend) as poller:
+        peer.write(b"unread")
+        peer.close()
+        poller.monitor_socket(stuck, SocketEvent.REMOTE_DISCONNECTED)
+        assert poller.wait_for_events(0.2) == []
+        waiter = Worker(lambda: poller.wait_for_events(None))
+        wait_until_asleep(waiter)
+        began = time.monotonic()
+        poller.monitor_socket(one, SocketEvent.DETERMINED)
+        assert waiter.outcome() == [(one, SocketEvent.DETERMINED)]
+        assert time.monotonic() - began < 0.02

@@ -68,3 +68,25 @@ def test_a_socket_is_monitored_by_identity_not_by_number(backend: str) -> None:
             poller.monitor_socket(again, DATA)
             poller.monitor_socket(peer, DATA)
             assert set(poller.monitored_sockets()) == {again, peer}
+
+
+def test_a_change_that_the_kernel_refuses_is_undone_and_can_be_made_again() -> None:
+    one, other = bbipc.local_stream_pair()
+    with one, other, bbipc.make_poller("epoll") as poller:
+        poller.monitor_socket(one, SocketEvent(0))
+        with mock.patch.object(EpollPoller, "_register", side_effect=OSError(errno.ENOSPC, "no room")):
+            with pytest.raises(OSError, match="no room"):
+                poller.set_monitored_events(one, DATA)
+        assert poller.monitored_events(one) == SocketEvent(0)
+        other.write(b"x")
+        assert poller.wait_for_events(0) == []
+        poller.set_monitored_events(one, DATA)
+        assert poller.wait_for_events(0) == [(one, DATA)]
+
+
+def test_what_is_no_socket_is_a_type_error() -> None:
+    with bbipc.make_poller() as poller:
+        for call in (poller.unmonitor_socket, poller.monitored_events):
+            for wrong in (3, None, "socket"):
+                with pytest.raises(TypeError):
+                    call(wrong)  # type: ignore[arg-type]

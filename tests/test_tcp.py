@@ -189,6 +189,15 @@ def test_a_connection_that_met_itself_is_a_failed_one() -> None:
             stream.write(b"hello me")
 
 
+def test_a_connection_that_met_itself_through_another_name_is_a_failed_one_too() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with bbipc.connect_to_ipv4_tcp_server(bbipc.IPV4_ANY, port, local_port=port) as stream:
+        assert bbipc.poll_socket(stream, DETERMINED, PATIENCE) == DETERMINED
+        assert stream.connection_failed()
+
+
 def test_dialling_a_dead_port_in_the_ephemeral_range_never_succeeds() -> None:
     """20,000 dials to one even dead port: about one in 15,000 meets itself, and none is told as a success."""
     with socket.socket() as free:

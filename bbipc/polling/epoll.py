@@ -13,6 +13,7 @@ Some facts about epoll, and what they mean here:
 
 from __future__ import annotations
 
+import contextlib
 import select
 
 from bbipc.polling.poller import Poller
@@ -36,13 +37,14 @@ class EpollPoller(Poller):
         if self._epoll is None:
             return
         if not new:
-            self._epoll.unregister(number)
+            with contextlib.suppress(FileNotFoundError):
+                self._epoll.unregister(number)
         elif old:
             self._modify(self._epoll, number, new)
         else:
             self._register(self._epoll, number, new)
 
-    # What the table says may differ from what the kernel has: a Ctrl-C came in between.  Either call mends it.
+    # What the table says may differ from what the kernel has, where a Ctrl-C came in between: each call mends it.
 
     @staticmethod
     def _register(epoll: select.epoll, number: int, mask: int) -> None:

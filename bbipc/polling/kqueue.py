@@ -7,11 +7,13 @@ translated by pure functions (``changes`` and ``flags_of``), which Linux can tes
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from bbipc.polling.poller import Poller
+from bbipc.polling.watch import UNKNOWN
 from bbipc.readiness import ERROR, HUNG_UP, READ_HUNG_UP, READABLE, WRITABLE
 
 # <sys/event.h> of macOS, FreeBSD and OpenBSD, for where the module has none to tell.
@@ -93,10 +95,16 @@ class KqueuePoller(Poller):
         self._tell_kernel(self._waker.number, 0, READABLE)
 
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
-        if self._kernel is not None:
-            told = [self._kevent(change.ident, change.filter, change.flags) for change in changes(number, old, new)]
-            if told:
-                self._kernel.control(told, 0, 0)
+        if self._kernel is None:
+            return
+        if old == UNKNOWN:  # adding what is there already does nothing; taking away what is not is an error
+            for change in changes(number, READABLE | WRITABLE, 0):
+                with contextlib.suppress(FileNotFoundError):
+                    self._kernel.control([self._kevent(*change[:3])], 0, 0)
+            old = 0
+        told = [self._kevent(*change[:3]) for change in changes(number, old, new)]
+        if told:
+            self._kernel.control(told, 0, 0)
 
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
         kernel = self._kernel

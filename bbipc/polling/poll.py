@@ -26,7 +26,7 @@ class PollPoller(Poller):
     def __init__(self) -> None:
         super().__init__()
         self._masks: dict[int, int] = {self._waker.number: READABLE}  # guarded by the lock
-        self._changed: set[int] = set(self._masks)  # guarded by the lock
+        self._changed: dict[int, object] = {self._waker.number: None}  # number -> the change; guarded by the lock
         self._poll = select.poll()  # the waiting thread's alone
 
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
@@ -34,7 +34,7 @@ class PollPoller(Poller):
             self._masks[number] = new
         else:
             self._masks.pop(number, None)
-        self._changed.add(number)
+        self._changed[number] = object()
 
     def _kernel_wait(self, seconds: float | None) -> list[tuple[int, int]]:
         if self._changed:
@@ -46,14 +46,16 @@ class PollPoller(Poller):
 
     def _carry_out_changes(self) -> None:
         with self._lock:
-            for number in tuple(self._changed):
+            for number, change in tuple(self._changed.items()):
                 mask = self._masks.get(number)
                 if mask is not None:
                     self._poll.register(number, poll_mask(mask))
                 else:
                     with contextlib.suppress(KeyError):  # it came and went between two waits
                         self._poll.unregister(number)
-                self._changed.discard(number)  # only now: a Ctrl-C must lose none
+                # Only now, that a Ctrl-C loses none; and with no call since the look, that a signal handler adds none.
+                if self._changed[number] is change:
+                    del self._changed[number]
 
     def _release_kernel(self) -> None:
         self._masks.clear()

@@ -24,7 +24,7 @@ from typing import ClassVar
 from bbipc.errors import PollerClosedError, SocketClosedError
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.waker import Waker
-from bbipc.polling.watch import FIRST_TICK, Mode, Watch, wanted_bits
+from bbipc.polling.watch import FIRST_TICK, UNKNOWN, Mode, Watch, wanted_bits
 from bbipc.readiness import ANY_HANG_UP, INVALID
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
@@ -94,8 +94,14 @@ class Registry(ABC):
         """
         self._check_process()
         with self._lock:
-            self._remove_locked(self._watch_of_locked(socket))
-            socket._remove_watcher(self)
+            watch = self._watch_of_locked(socket)
+            try:
+                self._remove_locked(watch)
+            except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+                self._remove_locked(watch)
+                raise
+            finally:
+                socket._remove_watcher(self)
 
     def monitored_events(self, socket: Socket) -> SocketEvent:
         """What is reported of *socket*.  Any thread.
@@ -123,10 +129,12 @@ class Registry(ABC):
         self._check_process()
         with self._lock:
             watch = self._watch_of_locked(socket)
-            watch.wanted = wanted
-            self._forget_answers_locked(watch)
-            watch.begin(end_has_edge=self._end_has_edge)
-            self._enter_mode_locked(watch)
+            before = watch.wanted
+            try:
+                self._want_locked(watch, wanted)
+            except BaseException:  # the kernel has no room, or a Ctrl-C: all or nothing
+                self._want_locked(watch, before)
+                raise
             if not self._stands_locked(watch):
                 raise KeyError(socket)
             self._nudge_locked(watch)
@@ -161,6 +169,12 @@ class Registry(ABC):
             raise KeyError(socket)
         return watch
 
+    def _want_locked(self, watch: Watch, wanted: int) -> None:
+        self._forget_answers_locked(watch)
+        watch.wanted = wanted
+        watch.begin(end_has_edge=self._end_has_edge)
+        self._enter_mode_locked(watch)
+
     def _enter_mode_locked(self, watch: Watch) -> None:
         """The watch is to be waited for as it says: let the kernel know what it has not been told yet."""
         if watch.mode in (Mode.NOW, Mode.TICK):
@@ -179,7 +193,7 @@ class Registry(ABC):
         try:
             self._tell_kernel(watch.number, old, asked)
         except BaseException as error:
-            watch.told = old
+            watch.told = UNKNOWN
             if not (isinstance(error, OSError) and watch.socket.closed):  # closed by a handler, see _stands_locked
                 raise
 
@@ -247,7 +261,7 @@ class Registry(ABC):
 
     @abstractmethod
     def _tell_kernel(self, number: int, old: int, new: int) -> None:
-        """Watch *number* for the flags *new* instead of *old*; 0: not at all.  Called under the lock."""
+        """Watch *number* for the flags *new* (0: not at all) instead of *old* (or UNKNOWN).  Called under the lock."""
 
     # What the sockets tell.
 

@@ -23,6 +23,7 @@ from bbipc.readiness import UNASKED
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import CLOSED, Handle
 
+UNKNOWN: Final = -1
 FIRST_TICK: Final = 0.001
 LONGEST_TICK: Final = 0.05
 
@@ -65,7 +66,8 @@ class Watch:
         self.wanted = wanted
         self.mode = Mode.NEVER
         self.mask = 0
-        #: the flags that the kernel has been told to watch; 0: it is not in the kernel's set
+        #: the flags that the kernel has been told to watch; 0: it is not in the kernel's set; UNKNOWN: an exception
+        #: came out of the telling, before or after the kernel had done it
         self.told = 0
         #: the kernel's flags for which a poller keeps a ready answer
         self.answers: tuple[int, ...] = ()

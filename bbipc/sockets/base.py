@@ -97,14 +97,11 @@ class Socket:
                 handle, self._handle = self._handle, CLOSED
         finally:
             if handle is not CLOSED:
-                self._end_whatever_comes(handle)
-
-    def _end_whatever_comes(self, handle: Handle) -> None:
-        try:
-            self._end(handle)
-        except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
-            self._end(handle)
-            raise
+                try:
+                    self._end(handle)
+                except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+                    self._end(handle)
+                    raise
 
     def _end(self, handle: Handle) -> None:
         """Steps 2 to 5.  No watcher is added any more."""

@@ -48,18 +48,15 @@ class Handle(socket.socket):
     """
 
     __slots__ = ()
-    #: not socket.close: its count of makefile()s does not exist where __init__ failed, and costs 0.1 us;
-    #: and kept here, because at the exit of the interpreter the module's names may be gone before the last handle
-    _free = socket.SocketType.close
+    # A method written in C, so that the finalizer has no frame of Python's.  In one a Ctrl-C could come: it would be
+    # lost, and the number with it.  (Nor is it socket.close: its count of makefile()s is not there if __init__ failed.)
+    __del__ = socket.SocketType.close
 
     def __init__(self, family: int, kind: int, proto: int = 0, fileno: int | None = None) -> None:
         super().__init__(family, kind, proto, fileno)
         self.setblocking(False)
         if sys.platform == "darwin":
             self.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
-
-    def __del__(self) -> None:
-        self._free()
 
 
 def _closed_handle() -> Handle:
@@ -112,12 +109,14 @@ def end(handle: Handle, *, shut_down: bool) -> None:
             handle.shutdown(socket.SHUT_RDWR)
         except OSError:  # ENOTCONN: never connected, or gone already; there is nothing to wake
             pass
-    if sys.platform != "win32":
-        try:
-            os.dup2(_tombstone["number"], handle.fileno(), inheritable=False)
-        except (OSError, KeyError):  # somebody closed the tombstone (a daemon that closes "all" descriptors)
-            _tombstone.clear()
-            os.dup2(_prepare_tombstone(), handle.fileno(), inheritable=False)
+    number = handle.fileno()
+    if sys.platform == "win32" or number < 0:  # below 0: garbage of one cycle, and the handle was finalized first
+        return
+    try:
+        os.dup2(_tombstone["number"], number, inheritable=False)
+    except (OSError, KeyError):  # somebody closed the tombstone (a daemon that closes "all" descriptors)
+        _tombstone.clear()
+        os.dup2(_prepare_tombstone(), number, inheritable=False)
 
 
 def unread_bytes(handle: Handle) -> int:
