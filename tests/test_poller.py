@@ -15,6 +15,8 @@ import bbipc
 from bbipc import SocketEvent
 from bbipc.polling.epoll import EpollPoller
 from bbipc.polling.poller import Poller
+from bbipc.polling.registry import Registry
+from bbipc.polling.watch import Watch
 from tests.support.alarm import Closer, alarms
 from tests.support.makers import PATIENCE, Worker, wait_until_asleep
 
@@ -271,3 +273,28 @@ def test_what_stays_true_is_reported_at_once_beside_what_is_looked_at_in_ticks(b
         poller.monitor_socket(one, SocketEvent.DETERMINED)
         assert waiter.outcome() == [(one, SocketEvent.DETERMINED)]
         assert time.monotonic() - began < 0.02
+
+
+def test_a_close_that_meets_a_change_still_ends_the_wait_and_keeps_the_number(backend: str) -> None:
+    """1. A thread waits.  2. Another is changing the socket's events.  3. A third has marked the socket as closed, and
+    comes to the poller when the change is over: the change has found the mark, and does what the closer would have.
+    """
+    one, other = bbipc.local_stream_pair()
+    with other, bbipc.make_poller(backend) as poller:
+        poller.monitor_socket(one, DATA)
+        waiter = Worker(lambda: poller.wait_for_events(None))
+        wait_until_asleep(waiter)
+        closers: list[Worker] = []
+        want = Registry._want_locked
+
+        def change(registry: Registry, watch: Watch, wanted: int) -> None:
+            closers.append(Worker(one.close))
+            while not one.closed:
+                pass
+            want(registry, watch, wanted)
+
+        with mock.patch.object(Registry, "_want_locked", change), pytest.raises(KeyError):
+            poller.set_monitored_events(one, DATA | SocketEvent.READY_TO_WRITE)
+        closers[0].outcome()
+        assert waiter.outcome() == []
+        assert poller.monitored_sockets() == ()

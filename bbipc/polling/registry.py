@@ -186,10 +186,8 @@ class Registry(ABC):
         asked = watch.mask if watch.mode is Mode.KERNEL else 0
         if asked == watch.told:
             return
-        old, watch.told = (
-            watch.told,
-            asked,
-        )  # before the call: a signal handler may come behind it, and remove the watch
+        # Noted before the call: a signal handler may come right behind it, and remove the watch.
+        old, watch.told = watch.told, asked
         try:
             self._tell_kernel(watch.number, old, asked)
         except BaseException as error:
@@ -208,17 +206,19 @@ class Registry(ABC):
     def _stands_locked(self, watch: Watch) -> bool:
         """Whether *watch* still stands after a change; if not, every trace of it is removed.
 
-        The locks keep other threads out, but not a signal handler of this very thread.  It may close the socket between
-        any two lines of a change, and what is written after that would outlive the registration.
+        The lock keeps other threads out, but not a signal handler of this very thread.  It may close the socket between
+        any two lines of a change, and what is written after that would outlive the registration.  And a closer in
+        another thread has marked the socket before he comes here: then his work is done for him.
         """
         if self._watches.get(watch.number) is watch and watch.socket._handle is watch.handle:
             return True
-        watch.told = watch.mask  # whatever was written after the handler's close is to be taken back
-        self._erase_locked(watch)
+        watch.told = watch.mask  # whatever was written after a handler's close is to be taken back
+        self._woken = self._woken or self._waiter is not None
+        self._remove_locked(watch)
         return False
 
     def _withdraw_locked(self, watch: Watch) -> None:
-        """Undo a registration; the caller holds the socket's lock, too."""
+        """Undo a registration."""
         self._erase_locked(watch)
         watch.socket._remove_watcher(self)
         watch.release()
