@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -19,41 +20,53 @@ import bbipc
 from bbipc import SocketEvent
 from bbipc.polling.registry import Registry
 from bbipc.polling.watch import Watch
-from tests.support.alarm import alarms
 from tests.support.makers import PATIENCE, Worker
 
 DATA = SocketEvent.DATA_AVAILABLE
 
 
-def test_a_close_that_a_ctrl_c_interrupts_is_done_all_the_same() -> None:
-    """1,500 closes, each interrupted at another moment: closed is closed, for the poller, the peer and the number."""
+class Interrupt(BaseException):
+    """A Ctrl-C, at a place of our choosing."""
 
-    class Interrupt(BaseException):
-        pass
 
-    def interrupt() -> None:
-        came.append(True)
-        raise Interrupt
-
-    def wait_for_it() -> None:  # a function: in 3.13 the jump of a loop is outside the reach of a "with" around it
-        while not came:
-            pass
-
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "bbipc.sockets.base.end",
+        "bbipc.LocalServer._before_end",
+        "bbipc.polling.registry.Registry.socket_closing",
+        "bbipc.polling.registry.Registry._remove_locked",
+        "bbipc.polling.registry.Registry.socket_closed",
+        "bbipc.polling.epoll.EpollPoller._tell_kernel",
+    ],
+)
+def test_a_close_that_a_ctrl_c_interrupts_is_done_all_the_same(short_dir: Path, place: str, behind: bool) -> None:
+    """Interrupted at each step: closed is closed, for the poller, the peer, the path and the number."""
+    owner, _, name = place.rpartition(".")
+    target = pkgutil.resolve_name(owner)
+    original = getattr(target, name)
     came: list[bool] = []
+
+    def interrupted(*args: object, **named: object) -> object:
+        result = original(*args, **named) if came or behind else None
+        if not came:
+            came.append(True)
+            raise Interrupt
+        return result
+
     numbers = len(os.listdir("/proc/self/fd"))
-    with bbipc.make_poller() as poller:
-        for number in range(1500):
-            one, other = bbipc.local_stream_pair()
-            poller.monitor_socket(one, DATA)
-            came.clear()
-            with pytest.raises(Interrupt), alarms(interrupt, 1e-6 + number % 50 * 1e-6, once=True):
-                one.close()
-                wait_for_it()
-            if one.closed:
-                assert poller.monitored_sockets() == ()
-                assert other.remote_disconnected()
-            one.close()
-            other.close()
+    with bbipc.make_poller("epoll") as poller:
+        server = bbipc.make_local_server(short_dir / "s")
+        poller.monitor_socket(server, SocketEvent.CONNECTION_AVAILABLE)
+        with mock.patch.object(target, name, interrupted), pytest.raises(Interrupt):
+            server.close()
+        assert server.closed
+        assert poller.monitored_sockets() == ()
+        assert poller.wait_for_events(0) == []
+        assert not (short_dir / "s").exists()
+        with pytest.raises(bbipc.NoLocalServerError):
+            bbipc.connect_to_local_server(short_dir / "s")
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == numbers
 

@@ -24,7 +24,7 @@ from bbipc.polling.deadline import LONGEST_WAIT, checked_timeout, deadline_after
 from bbipc.polling.registry import Event, Registry
 from bbipc.polling.waker import RETIRED
 from bbipc.polling.watch import LONGEST_TICK, Mode, Watch
-from bbipc.readiness import EVERYTHING
+from bbipc.readiness import EVERYTHING, READABLE
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import look
@@ -65,6 +65,7 @@ class Poller(Registry):
                 if self._waiter is not None:
                     raise RuntimeError("another thread is waiting for the events of this poller")
                 self._waiter = token
+                self._ghosts.clear()
                 shortcut = not self._looked and (limit is None or limit <= LONGEST_WAIT)
             deadline = deadline_after(limit)
             if not shortcut:
@@ -78,7 +79,8 @@ class Poller(Registry):
         finally:
             if self._waiter is token:
                 self._waiter = None  # first of all, with no call before it: a Ctrl-C could come in one
-                self._leave_wait()
+                if self._closed:
+                    self._retire_waker()
 
     def wake(self) -> None:
         """End the wait of the thread that waits, or else the next one.  Any thread; never blocks, is never lost.
@@ -99,7 +101,7 @@ class Poller(Registry):
         """
         if self._generation != fork.generation:  # its lock may be held for ever, by a thread that is not here
             self._closed = True
-            self._watches, self._looked, self._answers, self._limbo = {}, {}, {}, []
+            self._watches, self._looked, self._answers = {}, {}, {}
             self._release_kernel()
             return
         if self._closed:
@@ -125,22 +127,11 @@ class Poller(Registry):
             self._answers.clear()
             self._release_kernel()
 
-    def _leave_wait(self) -> None:
-        """Give up what was kept for the wait.  Whoever comes later finds no waiter and gives it up himself."""
-        if self._limbo or self._closed:
-            with self._lock:
-                if self._waiter is None:  # else another wait has begun meanwhile, and all of it is needed there
-                    released, self._limbo = self._limbo, []
-                    if self._closed:
-                        self._waker = RETIRED
-                    del released
-
-    def _empty_limbo(self) -> None:
-        """Between two kernel waits no batch is in hand: whatever was kept for one may go."""
-        if self._limbo:
-            with self._lock:
-                released, self._limbo = self._limbo, []
-            del released
+    def _retire_waker(self) -> None:
+        """The poller is closed: its waker goes when nobody waits for it any more."""
+        with self._lock:
+            if self._waiter is None:
+                self._waker = RETIRED
 
     # The short and the long way of a wait.
 
@@ -153,7 +144,7 @@ class Poller(Registry):
             left = time_left(deadline)
             pause = self._pause(next_look)
             if pairs is None:
-                self._empty_limbo()
+                self._lay_ghosts()
                 pairs = self._kernel_wait(min(left, pause))
             found = self._collect(pairs)
             pairs = None
@@ -184,19 +175,28 @@ class Poller(Registry):
     def _collect(self, pairs: list[tuple[int, int]]) -> dict[Socket, SocketEvent]:
         """What a batch of kernel reports means."""
         found: dict[Socket, SocketEvent] = {}
-        for number, flags in pairs:
-            if number == self._waker.number:
-                self._waker.drain()
-                continue
-            answer = self._answers.get((number, flags))
-            watch = self._watches.get(number)
+        if (self._waker.number, READABLE) in pairs:
+            self._waker.drain()
+        with self._lock:  # together: whose number it is, and whether it was another's when the kernel was asked
+            told = [
+                (self._watches[number], flags, self._answers.get((number, flags)))
+                for number, flags in pairs
+                if number in self._watches and number not in self._ghosts
+            ]
+        for watch, flags, answer in told:
             if answer is not None:
                 found[answer[0]] = answer[1]
-            elif watch is not None:
+            else:
                 events = self._judge(watch, flags)
                 if events:
                     found[watch.socket] = EVENTS[events]
         return found
+
+    def _lay_ghosts(self) -> None:
+        """The kernel is about to be asked again: its next batch knows nothing of numbers that have left before."""
+        if self._ghosts:
+            with self._lock:
+                self._ghosts.clear()
 
     def _look_again(self) -> dict[Socket, SocketEvent]:
         """Ask the sockets that the kernel does not watch."""

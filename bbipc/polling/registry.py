@@ -6,12 +6,15 @@ number:
 
 - A registration holds the socket's handle, so its number cannot be anybody else's while it stands.
 - Closing a socket removes its registration before its number changes meaning (``socket_closing``).
-- A registration that ends while a thread waits leaves its handle in ``_limbo`` until that wait has made its batch of
-  kernel reports into answers; until then the number in the batch stays taken.
+- A number that leaves the table while a thread waits is a *ghost* until that wait asks the kernel again.  A report
+for a
+  ghost may be of the socket that left or of one that was given its number since, so it is dropped: if it was of the
+  new one, the kernel, being level-triggered, makes it again.  (Holding the number back instead would pin as many as
+  other threads close while the waiter sleeps.)
 
 Who guards what: all fields belong to ``_lock``; a helper whose name ends in ``_locked`` needs it.  The order is: a
-poller's lock, then a socket's, which waits for nothing further.  So a signal handler or a finalizer may close a socket
-while its own thread is in here: it gets the socket's lock, and finds this one re-entrant.
+poller's lock, then a socket's, which waits for nothing further.  So a signal handler or a finalizer may close a
+socket while its own thread is in here: it gets the socket's lock, and finds this one re-entrant.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Registry(ABC):
         self._watches: dict[int, Watch] = {}
         self._looked: dict[int, Watch] = {}  # those in mode NOW or TICK
         self._answers: dict[tuple[int, int], Event] = {}  # see poller.py
-        self._limbo: list[Handle] = []
+        self._ghosts: set[int] = set()
         self._waiter: object = None  # a token of the call that waits
         self._woken = False
         self._closed = False
@@ -72,7 +75,8 @@ class Registry(ABC):
             if socket.fileno() in self._watches:
                 raise ValueError(f"{socket!r} is monitored already")
             watch = Watch(socket, socket._add_watcher(self), wanted)
-            # Into the table before into the kernel: a signal handler that closes the socket in between finds it there.
+            # Into the table before into the kernel: a signal handler that closes the socket in between finds it
+            # there.
             self._watches[watch.number] = watch
             try:
                 watch.begin(end_has_edge=self._end_has_edge)
@@ -206,9 +210,9 @@ class Registry(ABC):
     def _stands_locked(self, watch: Watch) -> bool:
         """Whether *watch* still stands after a change; if not, every trace of it is removed.
 
-        The lock keeps other threads out, but not a signal handler of this very thread.  It may close the socket between
-        any two lines of a change, and what is written after that would outlive the registration.  And a closer in
-        another thread has marked the socket before he comes here: then his work is done for him.
+        The lock keeps other threads out, but not a signal handler of this very thread.  It may close the socket
+        between any two lines of a change, and what is written after that would outlive the registration.  And a
+        closer in another thread has marked the socket before he comes here: then his work is done for him.
         """
         if self._watches.get(watch.number) is watch and watch.socket._handle is watch.handle:
             return True
@@ -235,13 +239,10 @@ class Registry(ABC):
         self._forget_answers_locked(watch)
 
     def _remove_locked(self, watch: Watch) -> None:
+        if self._waiter is not None:
+            self._ghosts.add(watch.number)
         self._erase_locked(watch)
-        # Before the look at _waiter: a wait that ends just now either sees the handle in limbo, or is seen to have
-        # ended.
-        self._limbo.append(watch.handle)
-        if self._waiter is None:
-            self._limbo.clear()
-        else:
+        if self._waiter is not None and (self._woken or not self._sees_changes):
             self._waker.wake()
 
     def _keep_answer_locked(self, watch: Watch, flags: int, found: int) -> None:

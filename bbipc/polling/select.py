@@ -53,7 +53,12 @@ class SelectPoller(Poller):
         writers = [number for number, mask in masks if mask & WRITABLE]
         # The third set tells of a failed connect on Windows, and elsewhere of urgent data, which nobody asked for.
         failed = [number for number, _ in masks] if sys.platform == "win32" else []
-        ready = select.select(readers, writers, failed, seconds)
+        try:
+            ready = select.select(readers, writers, failed, seconds)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return []  # a socket was closed since the sets were copied: they are copied anew
         return [(number, self._flags_of(number)) for number in dict.fromkeys(ready[0] + ready[1] + ready[2])]
 
     def _flags_of(self, number: int) -> int:

@@ -10,10 +10,10 @@ import bbipc
 
 
 @contextlib.contextmanager
-def alarms(handler: Callable[[], None], seconds: float, *, once: bool = False) -> Iterator[None]:
-    """Call *handler* every *seconds*, or once after them, as a signal handler.  One that raises must come but once."""
+def alarms(handler: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call *handler*, which must not raise, every *seconds*, as a signal handler."""
     before = signal.signal(signal.SIGALRM, lambda number, frame: handler())
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0 if once else seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:
