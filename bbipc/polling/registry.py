@@ -7,10 +7,9 @@ number:
 - A registration holds the socket's handle, so its number cannot be anybody else's while it stands.
 - Closing a socket removes its registration before its number changes meaning (``socket_closing``).
 - A number that leaves the table while a thread waits is a *ghost* until that wait asks the kernel again.  A report
-for a
-  ghost may be of the socket that left or of one that was given its number since, so it is dropped: if it was of the
-  new one, the kernel, being level-triggered, makes it again.  (Holding the number back instead would pin as many as
-  other threads close while the waiter sleeps.)
+  for a ghost may be of the socket that left or of one that was given its number since, so it is dropped: if it was of
+  the new one, the kernel, being level-triggered, makes it again.  (Holding the number back instead would pin as many
+  as other threads close while the waiter sleeps.)
 
 Who guards what: all fields belong to ``_lock``; a helper whose name ends in ``_locked`` needs it.  The order is: a
 poller's lock, then a socket's, which waits for nothing further.  So a signal handler or a finalizer may close a
