@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -273,9 +274,7 @@ def test_the_lock_is_not_kept_by_a_child_forked_meanwhile(short_dir: Path) -> No
         original(handle, name)
         child = os.fork()
         if child == 0:
-            import time
-
-            time.sleep(30)  # a child that just lives on: killed below
+            signal.pause()  # a child that just lives on: killed below
             os._exit(0)
         children.append(child)
         forked.set()
