@@ -85,13 +85,17 @@ class Poller(Registry):
     def wake(self) -> None:
         """End the wait of the thread that waits, or else the next one.  Any thread; never blocks, is never lost.
 
+        It takes no lock, so finalizers and signal handlers may call it, too.
+
         :raises PollerClosedError: the poller was closed
         """
         self._check_process()
-        with self._lock:
-            self._check_usable()
-            self._woken = True
-            self._waker.wake()
+        self._check_usable()
+        # First the word, then the descriptor: a waiter who drains the one looks at the other afterwards.  Words that
+        # nobody has taken yet count as one: the wait which takes them ends after this call began.
+        if not self._wakes:
+            self._wakes.append(None)
+        self._waker.wake()
 
     def close(self) -> None:
         """Close it, from any thread, any number of times; a thread that waits raises PollerClosedError.
@@ -168,9 +172,10 @@ class Poller(Registry):
 
     def _take_wake(self) -> bool:
         """Whether somebody asked for an end of the wait."""
-        with self._lock:
-            woken, self._woken = self._woken, False
-            return woken
+        if not self._wakes:
+            return False
+        self._wakes.clear()  # only behind the look: what is appended between the two must be seen by the next one
+        return True
 
     def _collect(self, pairs: list[tuple[int, int]]) -> dict[Socket, SocketEvent]:
         """What a batch of kernel reports means."""
@@ -212,12 +217,15 @@ class Poller(Registry):
         if state is None:  # closed meanwhile; its closer removes it
             return 0
         with self._lock:
-            if self._watches.get(watch.number) is not watch:
+            if self._watches.get(watch.number) is not watch or watch.number in self._ghosts:
                 return 0
-            found = state[0] & watch.wanted
+            awaited = watch.awaited
+            found = state[0] & awaited
             watch.decide(flags, found, state[1], end_has_edge=self._end_has_edge)
             self._enter_or_tick_locked(watch)
-            if found and watch.mode is Mode.KERNEL and watch.changes == changes:
+            if watch.awaited != awaited:  # the kernel is asked for less: the same flags no longer mean the same
+                self._forget_answers_locked(watch)
+            elif found and watch.mode is Mode.KERNEL and watch.changes == changes:
                 self._keep_answer_locked(watch, flags, found)
             return found if self._stands_locked(watch) else 0
 

@@ -21,13 +21,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
 from typing import ClassVar
 
 from bbipc.errors import PollerClosedError, SocketClosedError
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.waker import Waker
 from bbipc.polling.watch import FIRST_TICK, UNKNOWN, Mode, Watch, wanted_bits
-from bbipc.readiness import ANY_HANG_UP, INVALID
+from bbipc.readiness import ANY_HANG_UP, INVALID, READ_HUNG_UP
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import POLL_TELLS_END, Handle
@@ -51,7 +53,10 @@ class Registry(ABC):
         self._answers: dict[tuple[int, int], Event] = {}  # see poller.py
         self._ghosts: set[int] = set()
         self._waiter: object = None  # a token of the call that waits
-        self._woken = False
+        self._wakes: deque[None] = deque()  # not empty: the wait is to end.  Needs no lock, see Poller.wake
+        #: called when a monitored socket was closed, or what can come of it has changed (connected, shut down): in the
+        #: thread that did it, which may be a signal handler and hold any lock.  It must not wait, nor raise
+        self.on_change: Callable[[Socket], None] | None = None
         self._closed = False
         self._tick = FIRST_TICK
         self._generation = fork.generation
@@ -174,7 +179,10 @@ class Registry(ABC):
 
     def _want_locked(self, watch: Watch, wanted: int) -> None:
         self._forget_answers_locked(watch)
-        watch.wanted = wanted
+        if self._waiter is not None and watch.told and not watch.told & READ_HUNG_UP:
+            # A report on the way was made without the flag for the end, and now may be asked about it.
+            self._ghosts.add(watch.number)
+        watch.want(wanted)
         watch.begin(end_has_edge=self._end_has_edge)
         self._enter_mode_locked(watch)
 
@@ -216,9 +224,13 @@ class Registry(ABC):
         if self._watches.get(watch.number) is watch and watch.socket._handle is watch.handle:
             return True
         watch.told = watch.mask  # whatever was written after a handler's close is to be taken back
-        self._woken = self._woken or self._waiter is not None
+        self._end_wait_locked()
         self._remove_locked(watch)
         return False
+
+    def _end_wait_locked(self) -> None:
+        if self._waiter is not None:
+            self._wakes.append(None)
 
     def _withdraw_locked(self, watch: Watch) -> None:
         """Undo a registration."""
@@ -241,7 +253,7 @@ class Registry(ABC):
         if self._waiter is not None:
             self._ghosts.add(watch.number)
         self._erase_locked(watch)
-        if self._waiter is not None and (self._woken or not self._sees_changes):
+        if self._waiter is not None and (self._wakes or not self._sees_changes):
             self._waker.wake()
 
     def _keep_answer_locked(self, watch: Watch, flags: int, found: int) -> None:
@@ -272,11 +284,12 @@ class Registry(ABC):
         with self._lock:
             watch = self._watches.get(handle.fileno())
             if watch is not None and watch.socket is socket:
-                self._woken = self._woken or self._waiter is not None
+                self._end_wait_locked()
                 self._remove_locked(watch)
 
     def socket_closed(self, socket: Socket) -> None:
         """Not for users: *socket* is closed; the wait was ended when it left."""
+        self._pass_on(socket)
 
     def socket_changed(self, socket: Socket) -> None:
         """Not for users: what can come of *socket* has changed."""
@@ -290,3 +303,8 @@ class Registry(ABC):
                     self._enter_or_tick_locked(watch)
                     if self._stands_locked(watch):
                         self._nudge_locked(watch)
+            self._pass_on(socket)
+
+    def _pass_on(self, socket: Socket) -> None:
+        if self.on_change is not None and self._generation == fork.generation:
+            self.on_change(socket)

@@ -45,6 +45,22 @@ def poll_socket(socket: Socket, events: SocketEvent, timeout: float | None) -> S
     return EVENTS[_Wait([(socket, wanted)]).run(limit)[0]]
 
 
+def glance(socket: Socket, events: SocketEvent) -> SocketEvent | None:
+    """Those of *events* that are true now; empty: none can come any more; ``None``: none is, but one may come.
+
+    Any thread; never blocks.
+
+    :raises SocketClosedError: it was closed
+    :raises ValueError: no events, or events that this socket does not have
+    :raises TypeError: not a Socket, or not a SocketEvent
+    """
+    wanted = wanted_bits(socket, events)
+    if not wanted:
+        raise ValueError("no events to wait for")
+    found, possible = socket._state()
+    return EVENTS[found & wanted] if found & wanted or not possible & wanted else None
+
+
 def poll_sockets(rows: Iterable[tuple[Socket, SocketEvent]], timeout: float | None) -> list[SocketEvent]:
     """Wait until some event of some row is true; what is true of each row, in their order.
 
@@ -120,7 +136,7 @@ class _Wait:
         state = watch.socket._observe(flags)
         if state is None:
             raise SocketClosedError(watch.socket)
-        found = state[0] & watch.wanted
+        found = state[0] & watch.awaited
         watch.decide(flags, found, state[1], end_has_edge=POLL_TELLS_END)
         return found
 

@@ -1,0 +1,203 @@
+"""Interests: who waits for which socket, and for what.
+
+Law of this file: no thread, no user code, no future.  Any thread may call anything.  The lock of the table is taken
+before a poller's, and that before a socket's; nothing is called under it but the poller.
+
+A poller monitors a socket once, for one set of events.  Here several *parties* may wait for the same socket: one-shot
+waits, and monitors.  The poller is asked for the union of what they want.  A party that has been taken out of the
+table is told nothing any more, and exactly one caller takes it out: he settles what it stands for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.events import EVENTS, SocketEvent
+from bbipc.polling.poller import Poller
+from bbipc.sockets import fork
+from bbipc.sockets.base import Socket
+
+#: what is called with a socket and the events that have come
+Callback = Callable[[Socket, SocketEvent], object]
+
+
+#: the poller does not monitor the socket; nobody knows whether it does
+ABSENT: Final = -1
+UNKNOWN: Final = -2
+
+
+class Party:
+    """One who waits for a socket.
+
+    ``wanted``: bits of the events that it waits for now, 0: none; guarded by the lock of the table.  ``direct``: called
+    with the events as they are where this is the only party of its socket; ``None``: call :meth:`tell`.
+    """
+
+    __slots__ = ("wanted", "direct")
+
+    def __init__(self, wanted: int, direct: Callback | None = None) -> None:
+        self.wanted = wanted
+        self.direct = direct
+
+    def tell(self, socket: Socket, events: int) -> None:
+        """Some of ``wanted`` have come.  Called on the poller thread, with no lock held."""
+        raise AssertionError("every kind of party has its own")
+
+    def end(self, error: Exception) -> None:
+        """Nothing will come any more: the socket, or the poller, is closed.  Called by who has taken it out."""
+        raise AssertionError("every kind of party has its own")
+
+
+class Interest:
+    """All parties of one socket."""
+
+    __slots__ = ("socket", "parties", "asked")
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.parties: tuple[Party, ...] = ()
+        self.asked = ABSENT  # what the poller was asked for
+
+
+class Interests:
+    """The table of one poller thread.
+
+    ``direct``: sockets with one party, a monitor that is not paused, and its callback.  The short cut of the poller
+    thread, which reads it without the lock.  ``changes`` counts what has been changed: the short cut is right for
+    events that were told since the last change, and no others.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.poller: Poller | None = None  # written once, before anybody joins
+        self.direct: dict[Socket, Callback] = {}
+        self.changes = 0
+        self._table: dict[Socket, Interest] = {}
+        self._generation = fork.generation
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def parties_of(self, socket: Socket | None) -> tuple[Party, ...]:
+        """Who waits for *socket* just now."""
+        interest = self._table.get(socket) if socket is not None else None
+        return () if interest is None else interest.parties
+
+    def join(self, socket: Socket, party: Party) -> None:
+        """From here on *party* is told.
+
+        :raises SocketClosedError: the socket was closed
+        :raises PollerClosedError: the poller was closed
+        :raises OSError: the kernel has no room for it
+        """
+        with self.lock:
+            try:
+                interest = self._table.get(socket)
+                if interest is None:
+                    interest = self._table[socket] = Interest(socket)
+                interest.parties += (party,)
+                self._arm_locked(interest)
+            except KeyError:  # it has left the poller: it was closed
+                self.leave(socket, party)
+                raise SocketClosedError(socket) from None
+            except BaseException:
+                self.leave(socket, party)
+                raise
+
+    def leave(self, socket: Socket, party: Party) -> bool:
+        """*party* is to be told nothing more; False: it was out of the table already.
+
+        It leaves whatever the kernel says: if it cannot be asked for less, it is asked for too much, and what comes is
+        not dealt out.
+        """
+        if self._generation != fork.generation:  # its lock may be held for ever, by a thread that is not here
+            return False
+        with self.lock:
+            interest = self._table.get(socket)
+            if interest is None or party not in interest.parties:
+                return False
+            self.direct.pop(socket, None)  # first of all: whatever interrupts this, nobody is called any more
+            interest.parties = tuple([other for other in interest.parties if other is not party])
+            with contextlib.suppress(KeyError, OSError, PollerClosedError):
+                self._arm_locked(interest)
+            return True
+
+    def change(self, socket: Socket, party: Party, wanted: int) -> None:
+        """*party* waits for other events from now on; nothing happens if it is out of the table."""
+        if self._generation != fork.generation:
+            return
+        with self.lock:
+            interest = self._table.get(socket)
+            if interest is None or party not in interest.parties:
+                return
+            before, party.wanted = party.wanted, wanted
+            try:
+                self._arm_locked(interest)
+            except (KeyError, SocketClosedError, PollerClosedError):
+                pass  # closed: the parties are told by the closer
+            except BaseException:
+                party.wanted = before
+                raise
+
+    def take(self, socket: Socket) -> tuple[Party, ...]:
+        """Take out all who wait for *socket*."""
+        with self.lock:
+            self.direct.pop(socket, None)
+            interest = self._table.pop(socket, None)
+            if interest is None:
+                return ()
+            parties, interest.parties = interest.parties, ()
+            return parties
+
+    def take_all(self) -> list[Party]:
+        """Take out everybody."""
+        with self.lock:
+            return [party for socket in list(self._table) for party in self.take(socket)]
+
+    def _arm_locked(self, interest: Interest) -> None:
+        """Let the poller, and the short cut, know what is wanted of a socket now.
+
+        :raises KeyError: the socket was closed, and has left the poller
+        """
+        socket, parties = interest.socket, interest.parties
+        self.changes += 1
+        self.direct.pop(socket, None)
+        wanted = 0
+        for party in parties:
+            wanted |= party.wanted
+        self._ask_poller_locked(interest, wanted)
+        if not parties:
+            self._table.pop(socket, None)
+        elif len(parties) == 1 and wanted and parties[0].direct is not None and not socket.closed:
+            self.direct[socket] = parties[0].direct
+
+    def _ask_poller_locked(self, interest: Interest, wanted: int) -> None:
+        assert self.poller is not None, "the thread has not been started"
+        socket, asked = interest.socket, interest.asked
+        if asked == (wanted if interest.parties else ABSENT):
+            return
+        interest.asked = UNKNOWN  # a Ctrl-C may come before or after the poller has done it
+        try:
+            if not interest.parties:
+                self.poller.unmonitor_socket(socket)
+            elif asked == ABSENT:
+                self.poller.monitor_socket(socket, EVENTS[wanted])
+            else:
+                self._ask_for_others_locked(socket, wanted, unsure=asked == UNKNOWN)
+        except OSError:
+            interest.asked = asked  # the poller does all of it or nothing
+            raise
+        interest.asked = wanted if interest.parties else ABSENT
+
+    def _ask_for_others_locked(self, socket: Socket, wanted: int, *, unsure: bool) -> None:
+        assert self.poller is not None, "the thread has not been started"
+        try:
+            self.poller.set_monitored_events(socket, EVENTS[wanted])
+        except KeyError:
+            if not unsure:
+                raise
+            self.poller.monitor_socket(socket, EVENTS[wanted])
