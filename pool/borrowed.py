@@ -1,0 +1,113 @@
+"""Monitoring with calls on an executor of somebody else's: a thread pool, a cluster's.
+
+Law of this file: the poller thread waits, the executor calls.  While a call is on its way or running, the socket is
+paused in the kernel; when its future is done the monitor goes on.  So there is never more than one call for a socket,
+and a slow executor is never flooded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Executor, Future
+
+from bbipc.events import SocketEvent
+from bbipc.sockets.base import Socket
+from pool import reports
+from pool.interests import Callback
+from pool.parties import CloseHook
+from pool.polling_loop import PollingLoop
+
+logger = logging.getLogger(__name__)
+
+
+class BorrowedMonitor:
+    """A monitor whose calls are made by an executor; as :class:`pool.Station`.  Any thread.
+
+    ``socket``: the monitored socket.
+    """
+
+    def __init__(
+        self,
+        loop: PollingLoop,
+        executor: Executor,
+        socket: Socket,
+        events: SocketEvent,
+        call: Callback,
+        on_close: CloseHook | None,
+    ) -> None:
+        self.socket = socket
+        self._executor = executor
+        self._call = call
+        self._lock = threading.RLock()
+        self._busy = False  # these two are guarded by the lock, which is taken before the loop's
+        self._paused = False
+        self._failures = 0
+        with self._lock:  # the first callback waits here until there is a monitor
+            self._monitor = loop.monitor(socket, events, self._ready, on_close=on_close)
+
+    @property
+    def active(self) -> bool:
+        """Whether calls may still begin: neither cancelled, nor the socket or the poller thread closed."""
+        return self._monitor.active
+
+    def cancel(self) -> None:
+        """End it; idempotent.  A call that is on its way to the executor, or running there, goes on."""
+        self._monitor.cancel()
+
+    def pause(self) -> None:
+        """Begin no call until :meth:`resume`.  Idempotent."""
+        with self._lock:
+            self._paused = True
+            self._monitor.pause()
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`.  Idempotent; nothing once it has ended.
+
+        :raises OSError: the kernel has no room for it; the same call may be made again
+        """
+        with self._lock:
+            self._paused = False
+            if not self._busy:
+                self._monitor.resume()
+
+    def set_events(self, events: SocketEvent) -> None:
+        """Call for *events* from now on, and go on if it was paused.
+
+        :raises ValueError: the socket does not have one of them
+        :raises TypeError: not a SocketEvent
+        :raises OSError: the kernel has no room for it; the same call may be made again
+        """
+        with self._lock:
+            self._paused = False
+            self._monitor.set_events(events)
+            if self._busy:
+                self._monitor.pause()
+
+    def _ready(self, socket: Socket, events: SocketEvent) -> None:
+        """On the poller thread: let the executor make the call."""
+        with self._lock:
+            if self._busy or self._paused:
+                return
+            self._busy = True
+            self._monitor.pause()
+        try:
+            future = self._executor.submit(self._call, socket, events)
+        except BaseException:
+            self._monitor.cancel()  # an executor that takes nothing any more would be asked again and again
+            raise
+        future.add_done_callback(self._called)
+
+    def _called(self, future: Future[object]) -> None:
+        """In whatever thread settles the executor's futures."""
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self._failures += 1
+            reports.failure(logger, self._failures, self._call, repr(self._executor), error)
+        with self._lock:
+            self._busy = False
+            if not self._paused:
+                self._monitor.resume()
+
+    def __repr__(self) -> str:
+        return f"<BorrowedMonitor {'busy' if self._busy else 'idle'} of {self.socket!r}>"

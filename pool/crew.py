@@ -1,0 +1,373 @@
+"""Crew: worker threads, and the queue that they take their tasks from.
+
+Law of this file: it knows nothing of sockets.  Threads are daemons, started when there is more to do than there are
+idle ones, up to a limit, and stay.  A worker that has nothing to do asks its *duty* first (leading, see ``leader.py``)
+and sleeps on the queue otherwise.  Tasks run with no lock held; what they raise goes to their futures.
+
+How a sleeping worker is woken, and no wake is lost.  Tasks wait in ``tasks``; sleepers wait for a token.  ``_idle``
+counts the sleepers, and those who are about to sleep, for whom no token is on its way.
+
+1. Whoever has something to do for others puts it down, and then, if there is an idle worker, takes one off ``_idle``
+   and sends a token.  Both under the lock.
+2. Whoever is about to sleep finds no task and adds himself to ``_idle`` under the same lock.
+3. Then he looks whether there is a duty to take over.  Whoever lays one down does that first, and looks at ``_idle``
+   afterwards: one of the two sees the other.
+
+A worker that is just free may take the task before the sleeper is awake, who then looks around and sleeps again.
+Under the lock nothing waits, and no code of a user's runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.thread import BrokenThreadPool
+from typing import Any, Generic, Protocol, TypeVar
+
+from bbipc.sockets import fork
+from pool import lifecycle
+from pool.futures import fail, run
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Task(Generic[T]):
+    """A call and its future."""
+
+    __slots__ = ("future", "_call", "_claim")
+
+    def __init__(self, future: Future[T], call: Callable[[], T]) -> None:
+        self.future = future
+        self._call = call
+        self._claim = threading.Lock()  # taken for good, by the worker or by whoever cancels
+        future.add_done_callback(self._done)
+
+    def run(self) -> None:
+        """Make the call, unless the future was cancelled."""
+        if self._claim.acquire(blocking=False):
+            run(self.future, self._call)
+
+    def give_up(self, error: BaseException) -> None:
+        """It will not be called: let the future fail."""
+        if self._claim.acquire(blocking=False):
+            fail(self.future, error)
+
+    def _done(self, future: Future[T]) -> None:
+        # Cancelled in the queue: whoever waits for the future is to know now, not when a worker comes across it.
+        if future.cancelled() and self._claim.acquire(blocking=False):
+            future.set_running_or_notify_cancel()
+
+
+AnyTask = Task[Any]
+
+
+class Duty(Protocol):
+    """What a worker does before he sleeps."""
+
+    def perform(self) -> AnyTask | None:
+        """Do it, for as long as there is nothing else; the task that was found meanwhile."""
+
+    def wanted(self) -> bool:
+        """Whether somebody has to do it, and nobody does."""
+
+    def begin_watch(self) -> float | None:
+        """About to sleep: for how many seconds at most; ``None``: without limit."""
+
+    def leave(self) -> None:
+        """About to run a task: somebody else has to watch."""
+
+    def dismiss(self) -> None:
+        """A worker ends, because the crew does."""
+
+    def interrupt(self) -> None:
+        """There is a task, and nobody else to take it.  Never waits."""
+
+
+class NoDuty:
+    """Nothing to do but tasks."""
+
+    def perform(self) -> AnyTask | None:
+        """Nothing."""
+        return None
+
+    def wanted(self) -> bool:
+        """No."""
+        return False
+
+    def begin_watch(self) -> float | None:
+        """No limit."""
+        return None
+
+    def leave(self) -> None:
+        """Nothing."""
+
+    def dismiss(self) -> None:
+        """Nothing."""
+
+    def interrupt(self) -> None:
+        """Nobody is there."""
+
+
+class _Gate:
+    """Somebody who waits for a place in the queue, and what he wants to put there."""
+
+    __slots__ = ("task", "lock", "refused")
+
+    def __init__(self, task: AnyTask) -> None:
+        self.task = task
+        self.refused = False
+        self.lock = threading.Lock()
+        self.lock.acquire()  # let go by whoever puts the task into the queue, or refuses it
+
+
+class Crew:
+    """The threads of one pool.
+
+    It does not know the pool: one that nobody holds any more can be collected, and ends its crew.  *limit*: how many
+    tasks may wait in the queue; ``None``: any number.  *initialize*: called first in every thread.
+    """
+
+    def __init__(
+        self, max_workers: int, *, name: str, limit: int | None, initialize: Callable[[], object] | None
+    ) -> None:
+        self.max_workers = max_workers
+        self.threads: set[threading.Thread] = set()
+        self.duty: Duty = NoDuty()
+        self.ending = False
+        self._broken: BaseException | None = None
+        self.name = name
+        self._limit = limit
+        self._initialize = initialize
+        self._lock = threading.RLock()
+        self.tasks: deque[AnyTask] = deque()  # those that wait for a worker; to be looked at by anybody
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._idle = 0
+        self._gates: deque[_Gate] = deque()
+        self._generation = fork.generation
+
+    # Any thread.
+
+    def check(self) -> None:
+        """Whether something new may be begun.
+
+        :raises RuntimeError: no: it was shut down, it is the parent's, the interpreter exits
+        :raises BrokenThreadPool: no: the initializer has failed
+        """
+        if self._generation != fork.generation:
+            raise RuntimeError("this pool belongs to the process that forked this one; make another")
+        if self._broken is not None:
+            raise BrokenThreadPool("the initializer of a worker has failed") from self._broken
+        if self.ending:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if lifecycle.exiting():
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def put(self, task: AnyTask, timeout: float | None, *, urgent: bool = False) -> bool:
+        """Let a worker run *task*; False: there was no place in the queue for *timeout* seconds.
+
+        *urgent*: whatever the limit of the queue says.
+        """
+        self.check()
+        with self._lock:
+            self.check()
+            if urgent or self._limit is None or len(self.tasks) < self._limit:
+                self._put_locked(task)
+                return True
+            if timeout == 0:
+                return False
+            gate = _Gate(task)
+            self._gates.append(gate)
+        try:
+            gate.lock.acquire(timeout=-1 if timeout is None else timeout)
+        finally:
+            with self._lock:
+                waiting = gate in self._gates
+                if waiting:
+                    self._gates.remove(gate)
+        if gate.refused:
+            self.check()
+        return not waiting
+
+    def nudge(self) -> None:
+        """One more worker is to look around, if there is one to spare."""
+        with self._lock:
+            if not self.ending and not self._rouse_locked() and len(self.threads) < self.max_workers:
+                self._spawn_locked()
+
+    def try_take(self) -> AnyTask | None:
+        """A task, if one waits."""
+        if not self.tasks:
+            return None
+        with self._lock:
+            return self._take_locked()
+
+    def idle(self) -> int:
+        """How many workers sleep, and have not been called."""
+        return self._idle
+
+    def end(self) -> None:
+        """What is in the queue is still done; then the threads end."""
+        with self._lock:
+            self.ending = True
+            gates = list(self._gates)
+            self._gates.clear()
+            for gate in gates:
+                gate.refused = True
+                gate.lock.release()
+            self._tokens.put(None)
+        self.duty.interrupt()
+
+    def abandon(self) -> None:
+        """The same from a finalizer, which may be inside any lock: without one."""
+        self.ending = True
+        self._tokens.put(None)
+
+    def drain(self) -> list[AnyTask]:
+        """Take all tasks out of the queue."""
+        with self._lock:
+            tasks = list(self.tasks)
+            self.tasks.clear()
+            return tasks
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the threads to end, but for the calling one; whether they have."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        me = threading.current_thread()
+        others = [thread for thread in tuple(self.threads) if thread is not me]
+        for thread in others:
+            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in others)
+
+    def stop_soon(self) -> None:
+        """Not for users: the interpreter exits."""
+        if self._generation == fork.generation:
+            self.end()
+
+    def wait_until(self, deadline: float) -> None:
+        """Not for users: the interpreter exits."""
+        if self._generation == fork.generation:
+            self.join(max(deadline - time.monotonic(), 0.0))
+
+    def _put_locked(self, task: AnyTask) -> None:
+        grow = not self._idle and len(self.threads) < self.max_workers
+        if grow:
+            self._spawn_locked()  # it waits for our lock before it looks for tasks
+        self.tasks.append(task)
+        if not grow and not self._rouse_locked():
+            self.duty.interrupt()
+
+    def _rouse_locked(self) -> bool:
+        """Wake a sleeper; False: there is none."""
+        if not self._idle:
+            return False
+        self._idle -= 1
+        self._tokens.put(None)
+        return True
+
+    def _spawn_locked(self) -> None:
+        """One thread more.
+
+        :raises RuntimeError: the system has none, and there is no other
+        """
+        thread = threading.Thread(target=self._work, name=f"{self.name}_{len(self.threads)}", daemon=True)
+        self.threads.add(thread)
+        try:
+            if len(self.threads) == 1:
+                lifecycle.stop_at_exit(self)
+            thread.start()
+        except BaseException as error:
+            if thread.ident is None:
+                self.threads.discard(thread)
+            if self.threads and isinstance(error, RuntimeError):
+                return  # the others will do it
+            raise
+
+    def _take_locked(self) -> AnyTask | None:
+        """A task, if one waits; its place in the queue goes to whoever has waited longest for one."""
+        if not self.tasks:
+            return None
+        task = self.tasks.popleft()
+        if self._gates:
+            gate = self._gates.popleft()
+            self._put_locked(gate.task)
+            gate.lock.release()
+        return task
+
+    # A worker.
+
+    def _work(self) -> None:
+        if not self._prepare():
+            return
+        while True:
+            task = self.duty.perform()
+            if task is None:
+                try:
+                    task = self._next()
+                except _End:
+                    self.duty.dismiss()
+                    return
+            if task is not None:
+                self.duty.leave()
+                task.run()
+                del task  # a sleeping worker must not keep what the last task held
+
+    def _next(self) -> AnyTask | None:
+        """The next task; ``None``: there was none, and now that we have slept there may be one, or a duty.
+
+        :raises _End: there will be none
+        """
+        with self._lock:
+            task = self._take_locked()
+            if task is not None:
+                return task
+            if self.ending:
+                self._tokens.put(None)  # for the next one
+                raise _End
+            self._idle += 1
+        try:
+            if not self.duty.wanted():
+                self._tokens.get(timeout=self.duty.begin_watch())
+                return None
+        except queue.Empty:
+            pass
+        self._stay_awake()
+        return None
+
+    def _stay_awake(self) -> None:
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:  # we were reserved: the token is ours
+                with contextlib.suppress(queue.Empty):  # unless a Ctrl-C came between the count and the token
+                    self._tokens.get_nowait()
+
+    def _prepare(self) -> bool:
+        """Call the initializer; False: it has failed, and with it the pool."""
+        if self._initialize is None:
+            return True
+        try:
+            self._initialize()
+        except BaseException as error:  # it goes to everybody who has submitted something
+            logger.critical("the initializer of a worker failed", exc_info=True)
+            with self._lock:
+                self._broken = error
+                self.ending = True
+            for task in self.drain():
+                broken = BrokenThreadPool("the initializer of a worker has failed")
+                broken.__cause__ = error
+                task.give_up(broken)
+            self.end()
+            return False
+        return True
+
+
+class _End(Exception):
+    """The thread is to end."""

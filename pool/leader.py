@@ -1,0 +1,266 @@
+"""Leader: readiness turned into calls on workers, without a thread between.
+
+Law of this file: it decides which worker waits for events, and which makes the calls.  Everything runs on workers;
+calls are made with no lock held, never two at once for one station.
+
+Who polls.  A hand-over from a polling thread to a worker costs a wake-up, 50 us where a small request takes 3.  So
+there is none: one worker at a time is the *leader*.  He waits for events, and makes the calls of the batch himself,
+one after the other; then he waits again.  While all is quick that is all there is, and no socket is disarmed: nobody
+polls while the calls are made, so nobody can be told of the same event twice.
+
+Nobody waits behind a slow call.
+
+1. While a leader makes calls, one idle worker *watches* him: every WATCH seconds he looks whether the leader still
+   makes the same call as before.  If so he takes the lead: the rest of the batch, then the poll.  (The watcher sleeps
+   without limit when nothing has happened for a while; the leader nudges one awake at his next batch.)
+2. A leader who finds the lead lost when his call returns is a worker like any other.
+3. Where calls seem to be slow, the next PROBE of them are made *apart*: the leader disarms the socket and lays down
+   the lead before he makes the call, and nudges the next worker.  If one of these is slow, too, so are the next
+   SPREAD: slow calls then run side by side at once, without waiting for a watcher.  Quick ones use this up, and the
+   leader makes the calls himself again.  (A processor that was busy elsewhere makes a call look slow, too; hence the
+   probe, and hence the watcher does not trust a look that came late.)
+
+A leader who has taken over is told of the socket whose call still runs, if it has something more: he disarms it in
+the kernel then (``stations.py``).
+
+Who guards what: everything here belongs to the lock of the stations; the order is the crew's lock, this one, the
+poller's, a socket's.  Nothing is asked of the crew while it is held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Final
+
+from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.events import SocketEvent
+from bbipc.sockets.base import Socket
+from pool import reports
+from pool.crew import AnyTask, Crew
+from pool.stations import Station, Stations
+
+#: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
+WATCH: Final = 0.005
+#: after so many looks without anything new the watcher sleeps
+LOOKS: Final = 20
+#: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over
+SLOW: Final = 0.001
+#: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
+PROBE: Final = 4
+SPREAD: Final = 64
+
+logger = logging.getLogger(__name__)
+
+
+class Leadership:
+    """The duty of one crew's workers: to wait for the stations' events, and to make their calls."""
+
+    def __init__(self, crew: Crew, stations: Stations) -> None:
+        self._crew = crew
+        self._stations = stations
+        self._lock = stations.lock
+        self._ready: deque[tuple[Socket, SocketEvent]] = deque()  # told by the poller, no call made yet
+        self._leader = 0  # the thread's ident; 0: nobody
+        self._polling = False  # the leader waits for events
+        self._progress = 0  # how many polls and calls have begun
+        self._spread = 0  # so many calls are still to be made apart
+        self._watcher = 0  # the thread's ident; 0: nobody
+        self._called = False  # somebody was asked to watch
+        self._seen = -1  # the progress when the watcher looked last, and since when it is that
+        self._seen_since = 0.0
+        self._looks = 0
+        self._late = False  # the last look came late
+
+    # What the crew asks; see crew.Duty.
+
+    def perform(self) -> AnyTask | None:
+        """Lead, if nobody else does, for as long as the lead is not lost and there is no task."""
+        me = threading.get_ident()
+        if not self._begin(me):
+            return None
+        try:
+            return self._lead(me)
+        except PollerClosedError:  # the pool is shut down
+            self._lay_down(me)
+            return None
+
+    def wanted(self) -> bool:
+        """Whether somebody has to lead, and nobody does."""
+        with self._lock:
+            return not self._leader and (len(self._stations) > 0 or bool(self._ready)) and not self._crew.ending
+
+    def begin_watch(self) -> float | None:
+        """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
+        me = threading.get_ident()
+        with self._lock:
+            if not self._leader or self._watcher not in (0, me):
+                return None
+            if self._progress != self._seen:
+                self._seen, self._seen_since, self._looks, self._late = self._progress, time.monotonic(), 0, False
+            self._looks += 1
+            if self._looks > LOOKS and self._polling:
+                self._watcher, self._called = 0, False
+                return None
+            self._watcher = me
+            return WATCH
+
+    def leave(self) -> None:
+        """About to run a task: somebody else has to watch."""
+        if self._watcher != threading.get_ident():
+            return
+        with self._lock:
+            self._watcher = 0
+            self._called = call = bool(self._leader) and not self._polling
+        if call:
+            self._crew.nudge()
+
+    def interrupt(self) -> None:
+        """There is a task, and nobody but the leader to take it."""
+        with self._lock:
+            polling = self._polling
+        if polling:
+            self._stations.wake()
+
+    def dismiss(self) -> None:
+        """A worker ends, because the crew does."""
+        for station in self._stations.close():
+            self._end(station, RuntimeError("the pool was shut down"))
+
+    # The lead.
+
+    def _begin(self, me: int) -> bool:
+        """Take the lead, if nobody has it, or its holder is blocked."""
+        with self._lock:
+            if self._leader == 0:
+                if self._crew.ending or not (len(self._stations) or self._ready):
+                    return False
+            elif self._watcher != me or not self._blocked_locked():
+                return False
+            else:
+                self._spread = max(self._spread, PROBE)
+            self._leader = me
+            if self._watcher in (0, me):
+                self._watcher, self._called = 0, False
+            return True
+
+    def _lead(self, me: int) -> AnyTask | None:
+        while self._work_off(me):
+            if self._stations.closed_sockets:
+                self._tell_closed()
+            if self._crew.tasks or self._crew.ending:
+                task = self._crew.try_take()
+                if task is not None or self._crew.ending:
+                    self._lay_down(me)
+                    return task
+            if not self._poll(me):
+                return None
+        return None
+
+    def _blocked_locked(self) -> bool:
+        """Whether the leader still makes the call that he made when the watcher looked last."""
+        if self._polling or self._progress != self._seen:
+            return False
+        since = time.monotonic() - self._seen_since
+        if since > 3 * WATCH and not self._late:  # the processor was elsewhere, and perhaps with him, too: look again
+            self._late, self._seen_since = True, time.monotonic()
+            return False
+        return since >= WATCH / 2
+
+    def _lay_down(self, me: int) -> None:
+        """Give up the lead; somebody else takes it, if anybody is free."""
+        with self._lock:
+            if self._leader != me:
+                return
+            self._leader = 0
+        if self.wanted():
+            self._crew.nudge()
+
+    def _poll(self, me: int) -> bool:
+        """Wait for events; False: the lead is lost, or there is nothing to wait for."""
+        with self._lock:
+            poller = self._stations.poller
+            if self._leader != me:
+                return False
+            if poller is None or not len(self._stations):
+                self._leader = 0
+                return False
+            self._polling = True
+            self._progress += 1
+        batch: list[tuple[Socket, SocketEvent]] = []
+        try:
+            # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
+            batch = poller.wait_for_events(0 if self._crew.tasks else None)
+        finally:
+            with self._lock:
+                self._polling = False
+                self._progress += 1
+                self._ready.extend(batch)
+        if batch and not self._called and not self._watcher and self._crew.max_workers > 1:
+            self._called = True
+            self._crew.nudge()
+        return True
+
+    def _work_off(self, me: int) -> bool:
+        """Make the calls of all that is ready; False: the lead is lost, or was laid down."""
+        lock, ready, stations = self._lock, self._ready, self._stations
+        station: Station | None = None
+        count, started = len(ready), time.monotonic()
+        while True:
+            with lock:
+                if station is not None:
+                    station.busy = False
+                    if station.held or stations.closed_sockets:
+                        stations.release_locked(station)
+                if self._leader != me:
+                    return False
+                if not ready:
+                    break
+                socket, events = ready.popleft()
+                self._progress += 1
+                apart = self._spread > 0
+                station = stations.claim_locked(socket, hold=apart)
+                if apart and station is not None:
+                    self._leader = 0
+            if station is None:
+                continue
+            if apart:
+                self._crew.nudge()
+                self._call_apart(station, socket, events)
+                return False
+            try:
+                station.call(socket, events)
+            except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
+                self._report(station, error)
+        if time.monotonic() - started > SLOW * count and count and self._crew.max_workers > 1:
+            self._spread = max(self._spread, PROBE)
+        return True
+
+    def _call_apart(self, station: Station, socket: Socket, events: SocketEvent) -> None:
+        """Make a call while somebody else leads."""
+        started = time.monotonic()
+        try:
+            station.call(socket, events)
+        except BaseException as error:  # noqa: BLE001 # as above
+            self._report(station, error)
+        slow = time.monotonic() - started > SLOW
+        with self._lock:
+            self._stations.release_locked(station)
+            self._spread = SPREAD if slow else max(self._spread - 1, 0)
+
+    def _tell_closed(self) -> None:
+        for station in self._stations.take_closed():
+            self._end(station, SocketClosedError(station.socket))
+
+    def _end(self, station: Station, error: Exception) -> None:
+        if station.on_close is not None:
+            try:
+                station.on_close(error)
+            except BaseException as problem:  # noqa: BLE001 # as above
+                self._report(station, problem)
+
+    def _report(self, station: Station, error: BaseException) -> None:
+        station.failures += 1
+        reports.failure(logger, station.failures, station.call, "a worker", error)

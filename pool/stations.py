@@ -1,0 +1,234 @@
+"""Stations: which sockets workers are called for, and how the kernel is asked for them.
+
+Law of this file: no thread, no user code.  Any thread may change the table; a name that ends in ``_locked`` needs its
+lock, which is taken before a poller's, and that before a socket's.
+
+A station is *busy* while its call is being made.  It is then left armed, as long as nobody polls meanwhile (see
+``leader.py``), or else *held*: the kernel is not asked for it.  When the call returns it is armed again, and what is
+true by then is told anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from typing import Final
+
+from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.events import SocketEvent
+from bbipc.polling.make import make_poller
+from bbipc.polling.poller import Poller
+from bbipc.polling.watch import wanted_bits
+from bbipc.sockets.base import Socket
+from pool.interests import Callback
+from pool.parties import CloseHook
+
+_NOTHING: Final = SocketEvent(0)
+
+
+class Station:
+    """What :meth:`WorkerPool.monitor` gives: to cancel, pause or change the monitoring.  Any thread.
+
+    ``socket``: the monitored socket.
+    """
+
+    __slots__ = (
+        "socket",
+        "call",
+        "on_close",
+        "busy",
+        "held",
+        "gone",
+        "paused",
+        "failures",
+        "_events",
+        "_table",
+        "_owner",
+    )
+
+    def __init__(
+        self, table: Stations, owner: object, socket: Socket, call: Callback, on_close: CloseHook | None
+    ) -> None:
+        self.socket = socket
+        self.call = call
+        self.on_close = on_close
+        self.busy = False
+        self.held = False
+        self.gone = False  # out of the table, for good
+        self.failures = 0
+        self._events = _NOTHING
+        self.paused = False
+        self._table = table
+        self._owner = owner  # a pool that nobody holds any more ends; so it is held while it has a station
+
+    @property
+    def active(self) -> bool:
+        """Whether calls may still begin: neither cancelled, nor the socket or the pool closed."""
+        return not self.gone
+
+    def cancel(self) -> None:
+        """End it; idempotent.  No call begins after this has returned; one may still be running."""
+        self._table.remove(self)
+
+    def pause(self) -> None:
+        """Begin no call until :meth:`resume`; one may still be running.  Idempotent."""
+        self._table.change(self, self._events, paused=True)
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`; what is true by now is told.  Idempotent; nothing once it has ended.
+
+        :raises OSError: the kernel has no room for it; the same call may be made again
+        """
+        self._table.change(self, self._events, paused=False)
+
+    def set_events(self, events: SocketEvent) -> None:
+        """Call for *events* from now on, and go on if it was paused.
+
+        :raises ValueError: the socket does not have one of them
+        :raises TypeError: not a SocketEvent
+        :raises OSError: the kernel has no room for it; the same call may be made again
+        """
+        wanted_bits(self.socket, events)
+        self._table.change(self, events, paused=False)
+
+    def wanted_locked(self) -> SocketEvent:
+        """Not for users: what the kernel is to be asked for now."""
+        return _NOTHING if self.paused or self.held else self._events
+
+    def want_locked(self, events: SocketEvent, *, paused: bool) -> None:
+        """Not for users: from now on it is to be called for *events*."""
+        self._events, self.paused = events, paused
+
+    def __repr__(self) -> str:
+        state = "ended" if self.gone else "paused" if self.paused else "busy" if self.busy else "active"
+        return f"<Station {state} of {self.socket!r}>"
+
+
+class Stations:
+    """The table of one pool.
+
+    ``lock`` guards everything here, and what the leader keeps.  ``closed_sockets``: those that were closed, written
+    down by the closer without a lock, for the leader.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.poller: Poller | None = None  # made with the first station
+        self.closed_sockets: deque[Socket] = deque()
+        self._table: dict[Socket, Station] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def add(self, station: Station, events: SocketEvent) -> None:
+        """Call *station* for *events* from now on.
+
+        :raises ValueError: its socket is in the table already, or does not have one of *events*
+        :raises TypeError: not a Socket, or not a SocketEvent
+        :raises SocketClosedError: its socket is closed
+        :raises RuntimeError: the pool was shut down
+        :raises OSError: the kernel has no room for it
+        """
+        with self.lock:
+            if self._closed:
+                raise RuntimeError("cannot monitor after shutdown")
+            if self.poller is None:
+                self.poller = make_poller()
+                self.poller.on_change = self._socket_changed
+            station.want_locked(events, paused=False)
+            self.poller.monitor_socket(station.socket, events)
+            self._table[station.socket] = station
+
+    def remove(self, station: Station) -> bool:
+        """Take *station* out; False: it was out already."""
+        with self.lock:
+            if station.gone:
+                return False
+            station.gone = True
+            if self._table.get(station.socket) is station:
+                del self._table[station.socket]
+                with contextlib.suppress(KeyError, PollerClosedError):
+                    if self.poller is not None:
+                        self.poller.unmonitor_socket(station.socket)
+            return True
+
+    def change(self, station: Station, events: SocketEvent, *, paused: bool) -> None:
+        """*station* is to be called for other events from now on."""
+        with self.lock:
+            if not station.gone:
+                station.want_locked(events, paused=paused)
+                self._arm_locked(station)
+
+    def claim_locked(self, socket: Socket, *, hold: bool) -> Station | None:
+        """The station of *socket*, busy from here on; ``None``: its call may not be made now."""
+        station = self._table.get(socket)
+        if station is None:
+            return None
+        if station.busy or station.paused:
+            hold = station.busy  # it is told of again and again, for as long as it is armed
+            claimed = None
+        else:
+            station.busy = True
+            claimed = station
+        if hold and not station.held:
+            station.held = True
+            self._arm_locked(station)
+        return claimed
+
+    def release_locked(self, station: Station) -> None:
+        """Its call has returned."""
+        station.busy = False
+        if station.held:
+            station.held = False
+            if not station.gone:
+                self._arm_locked(station)
+        if self.closed_sockets:  # perhaps its own: a leader who waits now has left it there
+            self.wake()
+
+    def take_closed(self) -> list[Station]:
+        """Take out the stations whose sockets were closed, but for those whose call is still running."""
+        stations = []
+        with self.lock:
+            for _ in range(len(self.closed_sockets)):
+                socket = self.closed_sockets.popleft()
+                station = self._table.get(socket)
+                if station is not None and station.busy:
+                    self.closed_sockets.append(socket)  # its end is told when its call has returned
+                elif station is not None:
+                    del self._table[socket]
+                    station.gone = True
+                    stations.append(station)
+        return stations
+
+    def close(self) -> list[Station]:
+        """Take out all of them, and close the poller."""
+        with self.lock:
+            self._closed = True
+            stations = list(self._table.values())
+            self._table.clear()
+            for station in stations:
+                station.gone = True
+            poller = self.poller
+        if poller is not None:
+            poller.close()
+        return stations
+
+    def wake(self) -> None:
+        """End the wait of the leader.  Without a lock: also from finalizers and signal handlers."""
+        if self.poller is not None:
+            with contextlib.suppress(PollerClosedError):
+                self.poller.wake()
+
+    def _arm_locked(self, station: Station) -> None:
+        # KeyError, SocketClosedError: the socket was closed, and left the poller; its end is on the way.
+        if self.poller is not None:
+            with contextlib.suppress(KeyError, SocketClosedError, PollerClosedError):
+                self.poller.set_monitored_events(station.socket, station.wanted_locked())
+
+    def _socket_changed(self, socket: Socket) -> None:
+        """The poller's hook: perhaps in a signal handler, so nothing here takes a lock."""
+        if socket.closed:
+            self.closed_sockets.append(socket)
+            self.wake()

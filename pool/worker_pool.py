@@ -1,0 +1,276 @@
+"""WorkerPool: threads for whatever has to be called, and for whatever becomes ready.
+
+Law of this file: the face.  ``crew.py`` owns the threads, ``leader.py`` decides who waits for sockets, ``borrowed.py``
+does it for an executor of somebody else's.  Any thread may call anything; ``submit`` may wait for a place in the queue
+where there is a limit, ``shutdown`` for the threads, and nothing else waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+from bbipc.errors import QueueFullError
+from bbipc.events import SocketEvent
+from bbipc.polling.deadline import checked_timeout
+from bbipc.sockets.base import Socket
+from pool.borrowed import BorrowedMonitor
+from pool.crew import Crew, Task
+from pool.futures import chain, fail
+from pool.interests import Callback
+from pool.leader import Leadership
+from pool.parties import CloseHook
+from pool.poller_thread import PollerThread
+from pool.stations import Station, Stations
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_counter: Final = itertools.count()
+
+
+class Monitoring(Protocol):
+    """What :meth:`WorkerPool.monitor` gives: to cancel, pause or change the monitoring.  Any thread."""
+
+    @property
+    def active(self) -> bool:
+        """Whether calls may still begin: neither cancelled, nor the socket or the pool closed."""
+
+    def cancel(self) -> None:
+        """End it; idempotent.  A call may still be running."""
+
+    def pause(self) -> None:
+        """Begin no call until :meth:`resume`; one may still be running.  Idempotent."""
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`; what is true by now is told.  Idempotent; nothing once it has ended."""
+
+    def set_events(self, events: SocketEvent) -> None:
+        """Call for *events* from now on, and go on if it was paused."""
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What a pool is doing at one moment.
+
+    ``max_workers``, ``threads`` (started so far), ``idle`` (of them: neither calling nor waiting for sockets),
+    ``queued`` (submitted calls that no worker has taken yet), ``monitored`` (sockets).
+    """
+
+    max_workers: int
+    threads: int
+    idle: int
+    queued: int
+    monitored: int
+
+
+class WorkerPool(Executor):
+    """A thread pool that also waits for sockets.
+
+    *max_workers*: threads at most, started when they are needed; ``None``: as many as ThreadPoolExecutor takes.
+    *poller_thread*: for ``when`` and for timeouts; ``None``: one of its own, at first need.  *executor*: makes all the
+    calls in its place, and stays its owner's: ``shutdown`` leaves it alone.  *thread_name_prefix*, *initializer* and
+    *initargs* as for ThreadPoolExecutor.  *queue_limit*: how many submitted calls may wait for a worker, ``None``: any
+    number; past it ``submit`` waits *queue_timeout* seconds (``None``: for as long as it takes) and raises.
+
+    A call that waits for another call of the same pool may wait for ever, when all workers do that: give such calls
+    a pool of their own.  Any thread may call any method at any time.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        poller_thread: PollerThread | None = None,
+        executor: Executor | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[object, ...] = (),
+        queue_limit: int | None = None,
+        queue_timeout: float | None = None,
+    ) -> None:
+        if executor is not None and (max_workers, initializer, queue_limit) != (None, None, None):
+            raise ValueError("the threads and the queue of an executor are its owner's to choose")
+        if max_workers is None:
+            max_workers = min(32, (os.cpu_count() or 1) + 4)
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if queue_limit is not None and queue_limit < 1:
+            raise ValueError(f"queue_limit must be at least 1, not {queue_limit}")
+        self._queue_limit = queue_limit
+        self._queue_timeout = checked_timeout(queue_timeout)
+        self._executor = executor
+        self._poller_thread = poller_thread
+        self._owns_poller_thread = poller_thread is None
+        self._lock = threading.RLock()  # guards the two above
+        self._crew = Crew(
+            max_workers,
+            name=thread_name_prefix or f"WorkerPool-{next(_counter)}",
+            limit=queue_limit,
+            initialize=None if initializer is None else lambda: initializer(*initargs),
+        )
+        self._stations = Stations()
+        self._crew.duty = Leadership(self._crew, self._stations)
+        # By these names CPython's own tests of executors look at one.
+        self._max_workers = max_workers
+        self._threads = self._crew.threads
+
+    @property
+    def poller_thread(self) -> PollerThread:
+        """The poller thread that goes with the pool; its own one is made now, if it was not needed before.
+
+        :raises RuntimeError: the pool was shut down
+        """
+        with self._lock:
+            if self._poller_thread is None:
+                self._check_open()
+                self._poller_thread = PollerThread(name=f"{self._crew.name}-poller")
+            return self._poller_thread
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call ``fn(*args, **kwargs)`` on a worker; the future of what it gives.
+
+        :raises RuntimeError: the pool was shut down, or belongs to the process that forked this one, or the
+            interpreter exits
+        :raises QueueFullError: the queue was full for too long
+        :raises BrokenThreadPool: the initializer has failed
+        """
+        self._check_open()
+        if self._executor is not None:
+            return self._executor.submit(fn, *args, **kwargs)
+        future: Future[T] = Future()
+        if not self._crew.put(Task(future, lambda: fn(*args, **kwargs)), self._queue_timeout):
+            assert self._queue_limit is not None
+            raise QueueFullError(self._queue_limit)
+        return future
+
+    def when(
+        self,
+        socket: Socket,
+        events: SocketEvent,
+        fn: Callable[..., T],
+        *args: object,
+        timeout: float | None = None,
+    ) -> Future[T]:
+        """Call ``fn(socket, events, *args)`` on a worker when some of *events* are true; the future of what it gives.
+
+        No thread waits meanwhile.  The future fails as that of :meth:`PollerThread.when` does when they do not come
+        (*timeout* in seconds); ``cancel`` takes it back until *fn* begins.  What has become ready is called for even
+        where the queue is full.
+
+        :raises ValueError: no events, events that this socket does not have, a negative or NaN timeout
+        :raises TypeError: not a Socket, a SocketEvent, a number
+        :raises SocketClosedError: it was closed before
+        :raises RuntimeError: the pool was shut down
+        """
+        self._check_open()
+        future: Future[T] = Future()
+        ready = self.poller_thread.when(socket, events, timeout=timeout)
+
+        def has_come(ready: Future[SocketEvent]) -> None:
+            if ready.cancelled():
+                return
+            error = ready.exception()
+            if error is None:
+                self._hand_over(future, fn, socket, ready.result(), *args)
+            else:
+                fail(future, error)
+
+        def is_done(future: Future[T]) -> None:
+            if future.cancelled() and ready.cancel():
+                future.set_running_or_notify_cancel()
+
+        ready.add_done_callback(has_come)
+        future.add_done_callback(is_done)
+        return future
+
+    def monitor(
+        self, socket: Socket, events: SocketEvent, fn: Callback, *, on_close: CloseHook | None = None
+    ) -> Monitoring:
+        """Call ``fn(socket, events)`` on a worker whenever some of *events* are true of *socket*.
+
+        Until the monitor is cancelled or the socket closed; never twice at once for one socket, and again and again
+        while they are true.  Idle sockets hold no thread.  *fn* may block: it holds its worker then, and nobody else
+        waits for it, as long as there are workers left.  What it raises is logged.  *on_close*: called once, with
+        SocketClosedError on a worker when the socket was closed, with RuntimeError when the pool was shut down; not
+        after a cancel.  A pool monitors a socket once.
+
+        :raises ValueError: it is monitored already, or does not have one of *events*
+        :raises TypeError: not a Socket, or not a SocketEvent
+        :raises SocketClosedError: it was closed before
+        :raises RuntimeError: the pool was shut down
+        :raises OSError: the kernel has no room for it
+        """
+        self._check_open()
+        if self._executor is not None:
+            return BorrowedMonitor(self.poller_thread, self._executor, socket, events, fn, on_close)
+        station = Station(self._stations, self, socket, fn, on_close)
+        self._stations.add(station, events)
+        if self._crew.duty.wanted():
+            self._crew.nudge()
+        return station
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+        """Take nothing new, end all monitors, and let the threads end when the queue is empty.  Idempotent.
+
+        *wait*: for them, but not for the calling one, and for *timeout* seconds at most (``None``: for as long as it
+        takes).  *cancel_futures*: cancel what is queued.  ``stats().threads`` tells how many are left.  Any thread, a
+        worker of the pool included.
+
+        :raises ValueError: a negative or NaN timeout
+        """
+        limit = checked_timeout(timeout)
+        self._crew.end()
+        self._crew.duty.dismiss()
+        if cancel_futures:
+            for task in self._crew.drain():
+                task.future.cancel()
+        if self._owns_poller_thread and self._poller_thread is not None:
+            self._poller_thread.close(0 if not wait else limit)
+        if wait:
+            self._crew.join(limit)
+
+    def stats(self) -> PoolStats:
+        """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
+        crew = self._crew
+        threads = sum(thread.is_alive() for thread in tuple(crew.threads))
+        return PoolStats(crew.max_workers, threads, crew.idle(), len(crew.tasks), len(self._stations))
+
+    def _check_open(self) -> None:
+        self._crew.check()
+
+    def _hand_over(
+        self, future: Future[T], fn: Callable[..., T], socket: Socket, events: SocketEvent, *args: object
+    ) -> None:
+        """What was waited for has come: let *fn* be called for *future*."""
+        try:
+            if self._executor is None:
+                self._crew.put(Task(future, lambda: fn(socket, events, *args)), None, urgent=True)
+            elif future.set_running_or_notify_cancel():
+                chain(self._executor.submit(fn, socket, events, *args), future)
+        except RuntimeError as error:  # shut down meanwhile
+            if future.running():
+                future.set_exception(error)
+            else:
+                fail(future, error)
+
+    def __del__(self) -> None:
+        # Nobody can submit anything any more.  No lock: this may run inside any other call of this thread.
+        crew: Crew | None = getattr(self, "_crew", None)
+        if crew is None or crew.ending:
+            return
+        crew.abandon()
+        self._stations.wake()
+        if self._owns_poller_thread and self._poller_thread is not None:
+            self._poller_thread.stop_soon()
+
+    def __repr__(self) -> str:
+        state = "shut down" if self._crew.ending else f"{len(self._threads)} of {self._max_workers} threads"
+        return f"<WorkerPool {self._crew.name!r} {state}>"
