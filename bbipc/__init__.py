@@ -6,12 +6,16 @@ Start with ``docs/primitives.md``; the line that decides what is readable stands
 
 from bbipc.errors import (
     ConnectionFailedError,
+    IncompleteReadError,
     NoConnectionAvailableError,
     NoLocalServerError,
     PollerClosedError,
+    QueueFullError,
     RemoteDisconnectedError,
+    SeparatorNotFoundError,
     SocketClosedError,
     SocketError,
+    WriteTimeoutError,
 )
 from bbipc.events import SocketEvent
 from bbipc.polling.make import available_backends, make_poller
@@ -58,6 +62,7 @@ __all__ = [
     "IPv4TCPStream",
     "IPv6TCPServer",
     "IPv6TCPStream",
+    "IncompleteReadError",
     "LocalServer",
     "LocalStream",
     "NoConnectionAvailableError",
@@ -65,13 +70,16 @@ __all__ = [
     "PeerCredentials",
     "Poller",
     "PollerClosedError",
+    "QueueFullError",
     "RemoteDisconnectedError",
+    "SeparatorNotFoundError",
     "Socket",
     "SocketClosedError",
     "SocketError",
     "SocketEvent",
     "StreamServer",
     "StreamSocket",
+    "WriteTimeoutError",
     "adopt_descriptor",
     "available_backends",
     "connect_to_ipv4_tcp_server",

@@ -7,12 +7,23 @@
         ConnectionFailedError (ConnectionError)     the connection never came about
           NoLocalServerError                        nothing listens at .path
         RemoteDisconnectedError (ConnectionError)   the peer went away in the middle of something
+    EOFError
+      IncompleteReadError                           the peer ended before all that was asked for had come; .partial
+    ValueError
+      SeparatorNotFoundError                        the peer sends longer lines than you allow; .max_bytes
+    TimeoutError
+      WriteTimeoutError                             the peer did not take it in the time you gave; .sent, .unsent
     RuntimeError
       PollerClosedError                             you closed the poller, or it was made before a fork
+      QueueFullError                                your pool has more to do than you allow; .limit
 
 Law of this file: it knows nothing of the rest of the package.  An error is raised with facts and builds its
 own text; a system error is translated only in ``sockets/`` and ``polling/``, ``from`` the original, errno kept.
 "Nothing now" and "the peer's clean end" are return values, never exceptions.
+
+What became of a write is a fact of the error that ended it.  ``sent``: how many bytes of this write the kernel had
+taken, before whatever the peer makes of them.  ``unsent``: how many it had not, of this write, or of all that was
+still queued when a flush or a close failed.  Both are ``None`` where no queued write was concerned.
 """
 
 from __future__ import annotations
@@ -40,6 +51,8 @@ class SocketError(OSError):
     """
 
     socket: object = None
+    sent: int | None = None
+    unsent: int | None = None
 
     def __init__(self, number: int, text: str | None = None, *, socket: object = None) -> None:
         super().__init__(number, text or os.strerror(number))
@@ -85,5 +98,64 @@ class RemoteDisconnectedError(SocketError, ConnectionError):
     """
 
 
+class IncompleteReadError(EOFError):
+    """The stream ended before all that was asked for had come.
+
+    ``partial``: what had come, bytes; they are not to be read again.  ``expected``: how many bytes were asked for,
+    ``None`` where it was a separator.
+    """
+
+    def __init__(self, partial: bytes, expected: int | None = None) -> None:
+        wanted = "the separator" if expected is None else f"all {expected} bytes"
+        super().__init__(f"the stream ended after {len(partial)} bytes, before {wanted}")
+        self.partial = partial
+        self.expected = expected
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.partial, self.expected), self.__dict__
+
+
+class SeparatorNotFoundError(ValueError):
+    """``max_bytes`` bytes came without the ``separator``.  They stay to be read."""
+
+    def __init__(self, separator: bytes, max_bytes: int) -> None:
+        super().__init__(f"no {separator!r} in {max_bytes} bytes")
+        self.separator = separator
+        self.max_bytes = max_bytes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.separator, self.max_bytes), self.__dict__
+
+
+class WriteTimeoutError(TimeoutError):
+    """The kernel had no room for all of it in time, because the peer does not read.
+
+    With nothing ``sent`` the write was taken back, and the stream is as good as before.  With a part of it sent, what
+    would come next is garbage to the peer: nothing can be written any more.
+    """
+
+    def __init__(self, text: str, *, sent: int = 0, unsent: int = 0) -> None:
+        super().__init__(text)
+        self.sent = sent
+        self.unsent = unsent
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, self.__dict__
+
+
 class PollerClosedError(RuntimeError):
     """The poller was closed, here or in another thread, or it belongs to the process that forked this one."""
+
+    sent: int | None = None
+    unsent: int | None = None
+
+
+class QueueFullError(RuntimeError):
+    """A pool's queue had no place for one more call in the time that was given.  ``limit``: how many it holds."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} calls wait for a worker already")
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.limit,), self.__dict__

@@ -27,6 +27,8 @@ class SocketEvent(enum.Flag):
     READY_TO_WRITE = 32
     #: stream: the peer closed, reset or shut its sending side, and all that it sent was read
     REMOTE_DISCONNECTED = 64
+    #: stream: a write will take at least one byte, or raise: what keeps a write waiting is over
+    ROOM_TO_WRITE = 128
 
 
 CONNECTION_AVAILABLE: Final = 1
@@ -36,14 +38,21 @@ CONNECTION_FAILED: Final = 8
 DATA_AVAILABLE: Final = 16
 READY_TO_WRITE: Final = 32
 REMOTE_DISCONNECTED: Final = 64
+ROOM_TO_WRITE: Final = 128
 
 SERVER_EVENTS: Final = CONNECTION_AVAILABLE
 STREAM_EVENTS: Final = (
-    DETERMINED | CONNECTION_SUCCEEDED | CONNECTION_FAILED | DATA_AVAILABLE | READY_TO_WRITE | REMOTE_DISCONNECTED
+    DETERMINED
+    | CONNECTION_SUCCEEDED
+    | CONNECTION_FAILED
+    | DATA_AVAILABLE
+    | READY_TO_WRITE
+    | REMOTE_DISCONNECTED
+    | ROOM_TO_WRITE
 )
 
 #: every combination by its number: ``EVENTS[DATA_AVAILABLE | READY_TO_WRITE]``
-EVENTS: Final = tuple(SocketEvent(number) for number in range(128))
+EVENTS: Final = tuple(SocketEvent(number) for number in range(256))
 
 
 def bits(events: SocketEvent) -> int:

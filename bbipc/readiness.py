@@ -3,13 +3,13 @@
 Two laws.  This file is pure: no system call, no lock, no socket; numbers in, numbers out.  And nothing else in the
 package interprets a kernel flag: predicates, ``poll_socket``, ``poll_sockets`` and every poller backend come here.
 
-    the stream is                                     CONDITION   standing events            DATA        WRITE
-    connecting                                        CONNECTING  -                          -           -
-    refused / unreachable                             FAILED      DETERMINED FAILED          -           -
-    up                                                UP          DETERMINED SUCCEEDED       if readable if writable
-    peer closed, shut or reset, bytes unread          UP          DETERMINED SUCCEEDED       yes         if writable
-    peer closed, shut or reset, all read              ENDED       DETERMINED FAILED          -           -
-                                                                  DISCONNECTED
+    the stream is                             CONDITION   standing events       DATA        WRITE       ROOM
+    connecting                                CONNECTING  -                     -           -           -
+    refused / unreachable                     FAILED      DETERMINED FAILED     -           -           yes
+    up                                        UP          DETERMINED SUCCEEDED  if readable if writable if answered
+    peer closed, shut or reset, bytes unread  UP          DETERMINED SUCCEEDED  yes         if writable if answered
+    peer closed, shut or reset, all read      ENDED       DETERMINED FAILED     -           -           if answered
+                                                          DISCONNECTED
 
 Why the kernel's own words are not enough:
 
@@ -18,7 +18,8 @@ Why the kernel's own words are not enough:
   only with none left the stream has ended.
 - A connecting TCP stream and an established one with a full send buffer both poll empty: the stage of the connect is
   remembered by the socket and handed in, never guessed from flags.
-- OUT stays set after a hang-up: on an ended stream it means nothing.
+- OUT stays set after a hang-up: on an ended stream it does not tell whether anybody reads.  It tells that a write would
+  not have to wait, and so do HUP and ERR, with which it raises: "answered".  That is ROOM_TO_WRITE.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from bbipc.events import (
     DETERMINED,
     READY_TO_WRITE,
     REMOTE_DISCONNECTED,
+    ROOM_TO_WRITE,
     STREAM_EVENTS,
 )
 
@@ -50,6 +52,8 @@ READ_HUNG_UP: Final[int] = getattr(select, "POLLRDHUP", 0x2000)  # FreeBSD has a
 ANY_HANG_UP: Final = READ_HUNG_UP | HUNG_UP | ERROR
 #: told by the kernel whatever was asked, for as long as they last
 UNASKED: Final = HUNG_UP | ERROR | INVALID
+#: a write would take at least one byte, or raise
+WRITE_ANSWERED: Final = WRITABLE | HUNG_UP | ERROR
 #: all that a look asks for
 EVERYTHING: Final = READABLE | WRITABLE | READ_HUNG_UP
 
@@ -78,7 +82,7 @@ class Condition(enum.Enum):
 #: true for as long as the condition lasts, whatever the buffers hold
 STANDING: Final[dict[Condition, int]] = {
     Condition.CONNECTING: 0,
-    Condition.FAILED: DETERMINED | CONNECTION_FAILED,
+    Condition.FAILED: DETERMINED | CONNECTION_FAILED | ROOM_TO_WRITE,
     Condition.UP: DETERMINED | CONNECTION_SUCCEEDED,
     Condition.ENDED: DETERMINED | CONNECTION_FAILED | REMOTE_DISCONNECTED,
 }
@@ -88,7 +92,7 @@ ATTAINABLE: Final[dict[Condition, int]] = {
     Condition.CONNECTING: STREAM_EVENTS,
     Condition.FAILED: STANDING[Condition.FAILED],
     Condition.UP: STREAM_EVENTS,
-    Condition.ENDED: STANDING[Condition.ENDED],
+    Condition.ENDED: STANDING[Condition.ENDED] | ROOM_TO_WRITE,
 }
 
 
@@ -111,6 +115,8 @@ def stream_events(condition: Condition, flags: int, unread: int) -> int:
             events |= DATA_AVAILABLE
         if flags & WRITABLE:
             events |= READY_TO_WRITE
+    if flags & WRITE_ANSWERED and condition is not Condition.CONNECTING:
+        events |= ROOM_TO_WRITE
     return events
 
 
@@ -134,10 +140,14 @@ def stream_interest(stage: Stage, wanted: int, *, end_has_edge: bool) -> int:
     """
     if stage is Stage.CONNECTING:
         return WRITABLE
+    if wanted == ROOM_TO_WRITE:
+        # Without RDHUP, which lasts: where the peer has ended and our buffer is full, it would be told without end.
+        # Nothing is lost: what a write would do does not depend on it.
+        return WRITABLE
     flags = 0
     if wanted & DATA_AVAILABLE:
         flags |= READABLE
-    if wanted & READY_TO_WRITE:
+    if wanted & (READY_TO_WRITE | ROOM_TO_WRITE):
         flags |= WRITABLE
     if wanted & (REMOTE_DISCONNECTED | CONNECTION_FAILED) and not end_has_edge:
         flags |= READABLE

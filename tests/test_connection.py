@@ -15,8 +15,8 @@ from bbipc import SocketEvent
 from bbipc.sockets import base
 from bbipc.sockets.connection import Connection
 from bbipc.sockets.handle import Handle, look
-from tests.contract.states import crowd, reset
-from tests.support.makers import PATIENCE, Namespace, Server, Worker, accept, fill
+from tests.contract.states import crowd, refused, reset
+from tests.support.makers import PATIENCE, Namespace, Server, Worker, accept, fill, wait_until_asleep
 
 DATA = SocketEvent.DATA_AVAILABLE
 
@@ -121,6 +121,72 @@ def test_a_stream_whose_sending_is_shut_does_not_tick(backend: str) -> None:
             assert poller.wait_for_events(0.1) == []
         other.write(b"x")
         assert poller.wait_for_events(PATIENCE) == [(one, DATA)]
+
+
+def test_room_is_there_as_soon_as_a_write_no_longer_waits(namespace: Namespace) -> None:
+    """Through the life of a stream: connecting, up, full, shut, ended."""
+    room = SocketEvent.ROOM_TO_WRITE
+    with crowd(namespace) as (connecting, server):
+        assert not connecting.room_to_write()
+        assert connecting.write(b"x") == 0
+        accept_all(server)
+        assert bbipc.poll_socket(connecting, room, PATIENCE) == room
+    with namespace.pair() as (one, other):
+        assert one.room_to_write()
+        fill(one)
+        assert not one.room_to_write()
+        other.shutdown_write()
+        assert bbipc.poll_socket(one, SocketEvent.REMOTE_DISCONNECTED, PATIENCE)
+        assert not one.room_to_write()
+        one.shutdown_write()
+        assert one.room_to_write()
+        with pytest.raises(bbipc.SocketError):
+            one.write(b"x")
+
+
+def test_a_failed_connect_has_room_for_the_error(namespace: Namespace, backend: str) -> None:
+    room = SocketEvent.ROOM_TO_WRITE
+    with refused(namespace) as stream, bbipc.make_poller(backend) as poller:
+        assert stream.room_to_write()
+        assert bbipc.poll_socket(stream, room, None) == room
+        poller.monitor_socket(stream, room)
+        assert poller.wait_for_events(PATIENCE) == [(stream, room)]
+        with pytest.raises(bbipc.ConnectionFailedError):
+            stream.write(b"x")
+
+
+@pytest.mark.parametrize("through", ["poll_socket", "poller"])
+def test_a_shutdown_of_ones_own_ends_a_wait_for_room(namespace: Namespace, backend: str, through: str) -> None:
+    """A write would raise from now on.  The kernel of a local stream with a full buffer says nothing of it."""
+    room = SocketEvent.ROOM_TO_WRITE
+    with namespace.pair() as (client, _), bbipc.make_poller(backend) as poller:
+        fill(client)
+        if through == "poller":
+            poller.monitor_socket(client, room)
+            waiter = Worker(lambda: poller.wait_for_events(None))
+        else:
+            waiter = Worker(lambda: [(client, bbipc.poll_socket(client, room, None))])
+        wait_until_asleep(waiter)
+        client.shutdown_write()
+        assert waiter.outcome() == [(client, room)]
+
+
+@pytest.mark.parametrize("rest", ["unread", "all read"])
+def test_a_local_peer_that_shuts_both_its_sides_ends_a_wait_for_room(backend: str, rest: str) -> None:
+    """The kernel says "hung up" and not "writable" while our bytes lie unread; select has no word for that."""
+    room = SocketEvent.ROOM_TO_WRITE
+    one, other = bbipc.local_stream_pair()
+    with one, other, bbipc.make_poller(backend) as poller:
+        fill(one)
+        if rest == "unread":
+            other.write(b"x")
+        socket.socket.shutdown(other._handle, socket.SHUT_RDWR)
+        assert one.room_to_write()
+        assert bbipc.poll_socket(one, room, None) == room
+        poller.monitor_socket(one, room)
+        assert poller.wait_for_events(0) == ([] if backend == "select" else [(one, room)])
+        with pytest.raises(bbipc.RemoteDisconnectedError):
+            one.write(b"x")
 
 
 def test_the_connect_is_settled_once(namespace: Namespace) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,10 @@ import bbipc
 from bbipc import readiness
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.readiness import ERROR, HUNG_UP, READ_HUNG_UP, READABLE, WRITABLE, Stage, condition_of, stream_events
+from pool.future_stream import FutureStream
+from pool.poller_thread import PollerThread
+from pool.worker_pool import WorkerPool
+from tests.support.makers import PATIENCE
 
 TOP = Path(__file__).parent.parent
 PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -48,6 +53,23 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
+def close_all(things: Iterable[object]) -> None:
+    """What a block has left open, in whatever state it failed: threads first, so that nothing is told of the rest."""
+    closers: list[tuple[type, Callable[[Any], object]]] = [
+        (WorkerPool, lambda pool: pool.shutdown(cancel_futures=True, timeout=PATIENCE)),
+        (PollerThread, lambda poller_thread: poller_thread.close()),
+        (FutureStream, lambda stream: stream.close(flush=False)),
+        (bbipc.Socket, lambda socket: socket.close()),
+        (bbipc.Poller, lambda poller: poller.close()),
+    ]
+    left = list(things)
+    with contextlib.ExitStack() as stack:
+        for kind, close in reversed(closers):
+            for thing in left:
+                if isinstance(thing, kind):
+                    stack.callback(close, thing)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_block_of_python_runs(page: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(short_dir)
@@ -56,10 +78,7 @@ def test_every_block_of_python_runs(page: Path, short_dir: Path, monkeypatch: py
         for line, code in blocks(page, "python"):
             exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), namespace)
     finally:
-        with contextlib.ExitStack() as stack:
-            for value in namespace.values():
-                if isinstance(value, bbipc.Socket | bbipc.Poller):
-                    stack.callback(value.close)
+        close_all(namespace.values())
         namespace.clear()
 
 
@@ -107,6 +126,7 @@ COLUMNS = {
     "DATA": SocketEvent.DATA_AVAILABLE,
     "WRITE": SocketEvent.READY_TO_WRITE,
     "DISCONNECTED": SocketEvent.REMOTE_DISCONNECTED,
+    "ROOM": SocketEvent.ROOM_TO_WRITE,
 }
 UP = WRITABLE
 TCP_END = READABLE | WRITABLE | READ_HUNG_UP
@@ -122,6 +142,7 @@ STATES = {
     "peer closed, bytes unread": (Stage.CONNECTED, (TCP_END, LOCAL_END), 3),
     "peer closed, all read": (Stage.CONNECTED, (TCP_END, LOCAL_END), 0),
     "peer shut its sending side only, all read": (Stage.CONNECTED, (TCP_END,), 0),
+    "the same, and our send buffer full": (Stage.CONNECTED, (TCP_END & ~WRITABLE,), 0),
     "reset by the peer, bytes unread": (Stage.CONNECTED, (RESET,), 3),
     "reset by the peer, all read": (Stage.CONNECTED, (RESET,), 0),
 }

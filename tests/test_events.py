@@ -22,6 +22,7 @@ NAMES = (
     "DATA_AVAILABLE",
     "READY_TO_WRITE",
     "REMOTE_DISCONNECTED",
+    "ROOM_TO_WRITE",
 )
 
 
@@ -67,7 +68,7 @@ def test_an_event_carries_the_name_of_a_predicate_of_its_socket() -> None:
 
 
 def test_the_table_of_members_has_every_combination_at_its_number() -> None:
-    assert len(events.EVENTS) == 128
+    assert len(events.EVENTS) == 256
     for number, member in enumerate(events.EVENTS):
         assert isinstance(member, SocketEvent)
         assert member.value == number

@@ -37,9 +37,11 @@ from bbipc.polling.kqueue import (
 from bbipc.readiness import ERROR, EVERYTHING, HUNG_UP, INVALID, READ_HUNG_UP, READABLE, WRITABLE
 from bbipc.sockets import base, connection
 from bbipc.sockets.handle import Handle, at_end, look
+from tests.contract.states import half_closed_and_full
 from tests.support.makers import PATIENCE, Namespace, Worker, fill, wait_until_asleep
 
-DATA, ROOM, GONE = SocketEvent.DATA_AVAILABLE, SocketEvent.READY_TO_WRITE, SocketEvent.REMOTE_DISCONNECTED
+DATA, READY, GONE = SocketEvent.DATA_AVAILABLE, SocketEvent.READY_TO_WRITE, SocketEvent.REMOTE_DISCONNECTED
+ROOM = SocketEvent.ROOM_TO_WRITE
 ADD_CLEAR_ENABLE = 0x0001 | 0x0020 | 0x0004  # what a kernel may leave set in the flags of an event
 
 Change = tuple[int, int, int]  # number, filter, flags
@@ -273,11 +275,11 @@ def test_a_fresh_poller_listens_to_its_waker() -> None:
     ("events", "kinds"),
     [
         (DATA, {READ_FILTER}),
-        (ROOM, {WRITE_FILTER}),
-        (DATA | ROOM, {READ_FILTER, WRITE_FILTER}),
+        (READY, {WRITE_FILTER}),
+        (DATA | READY, {READ_FILTER, WRITE_FILTER}),
         (GONE, {READ_FILTER}),
         (SocketEvent.CONNECTION_FAILED, {READ_FILTER}),
-        (ROOM | GONE, {READ_FILTER, WRITE_FILTER}),
+        (READY | GONE, {READ_FILTER, WRITE_FILTER}),
         (SocketEvent(0), set()),
         (SocketEvent.DETERMINED, set()),
     ],
@@ -303,8 +305,8 @@ def test_changed_events_tell_the_difference(pair: LocalPair) -> None:
         kernel.told.clear()
         made.set_monitored_events(pair[0], DATA)
         assert kernel.told == []
-        made.set_monitored_events(pair[0], DATA | ROOM)
-        made.set_monitored_events(pair[0], ROOM)
+        made.set_monitored_events(pair[0], DATA | READY)
+        made.set_monitored_events(pair[0], READY)
         made.set_monitored_events(pair[0], DATA)
         made.set_monitored_events(pair[0], SocketEvent(0))
         assert [sorted(told) for told in kernel.told] == [
@@ -319,7 +321,7 @@ def test_a_closed_socket_leaves_the_kernel_before_its_number_changes_meaning(pai
     """The kernel of paper refuses a number that is under the tombstone."""
     kernel, made = scripted()
     with made:
-        made.monitor_socket(pair[0], DATA | ROOM)
+        made.monitor_socket(pair[0], DATA | READY)
         number = pair[0].fileno()
         pair[0].close()
         assert sorted(kernel.told[-1]) == [(number, WRITE_FILTER, DELETE), (number, READ_FILTER, DELETE)]
@@ -357,20 +359,20 @@ def test_an_event_is_told_of_the_stream_that_has_it(pair: LocalPair) -> None:
     one, other = pair
     with made:
         made.monitor_socket(one, DATA)
-        made.monitor_socket(other, ROOM)
+        made.monitor_socket(other, READY)
         assert other.write(b"x") == 1
         kernel.script.append([Kevent(one.fileno(), READ_FILTER, ADD), Kevent(other.fileno(), WRITE_FILTER, ADD)])
-        assert made.wait_for_events(PATIENCE) == [(one, DATA), (other, ROOM)]
+        assert made.wait_for_events(PATIENCE) == [(one, DATA), (other, READY)]
 
 
 def test_both_filters_of_a_stream_make_one_event(pair: LocalPair) -> None:
     kernel, made = scripted()
     one, other = pair
     with made:
-        made.monitor_socket(one, DATA | ROOM)
+        made.monitor_socket(one, DATA | READY)
         assert other.write(b"x") == 1
         kernel.script.append([Kevent(one.fileno(), kind, ADD) for kind in (READ_FILTER, WRITE_FILTER)])
-        assert made.wait_for_events(PATIENCE) == [(one, DATA | ROOM)]
+        assert made.wait_for_events(PATIENCE) == [(one, DATA | READY)]
 
 
 def test_an_end_with_unread_bytes_is_data_until_they_are_read(pair: LocalPair) -> None:
@@ -557,10 +559,10 @@ def test_where_poll_has_no_flag_for_the_end_no_answer_is_kept_ready(pair: LocalP
     """A readable flag may then stand for data now and for the end a moment later."""
     one, other = pair
     with KqueuePoller(LiveKernel(), Kevent) as made:
-        made.monitor_socket(one, DATA | ROOM)
+        made.monitor_socket(one, DATA | READY)
         assert other.write(b"x") == 1
         for _ in range(3):
-            assert made.wait_for_events(PATIENCE) == [(one, DATA | ROOM)]
+            assert made.wait_for_events(PATIENCE) == [(one, DATA | READY)]
         assert made._answers == {}
 
 
@@ -610,15 +612,22 @@ def shut(one: bbipc.StreamSocket, peer: socket.socket) -> None:
     arrived(one, READ_HUNG_UP)
 
 
+def full(one: bbipc.StreamSocket, peer: socket.socket) -> None:
+    fill(one)
+
+
 UP, ENDED = SocketEvent(6), SocketEvent(2 | 8 | 64)
 ROWS: dict[str, tuple[list[Callable[[bbipc.StreamSocket, socket.socket], object]], SocketEvent]] = {
-    "up, idle": ([], UP | ROOM),
-    "up, bytes unread": ([unread], UP | DATA | ROOM),
-    "up, our send buffer full": ([lambda one, _: fill(one)], UP),
-    "peer closed, bytes unread": ([unread, closed], UP | DATA | ROOM),
-    "peer closed, all read": ([closed], ENDED),
-    "peer shut its sending side, bytes unread": ([unread, shut], UP | DATA | ROOM),
-    "peer shut its sending side, all read": ([shut], ENDED),
+    "up, idle": ([], UP | READY | ROOM),
+    "up, bytes unread": ([unread], UP | DATA | READY | ROOM),
+    "up, our send buffer full": ([full], UP),
+    "up, own side shut, our send buffer full": ([full, lambda one, _: one.shutdown_write()], UP | ROOM),
+    "peer closed, bytes unread": ([unread, closed], UP | DATA | READY | ROOM),
+    "peer closed, all read": ([closed], ENDED | ROOM),
+    "peer shut its sending side, bytes unread": ([unread, shut], UP | DATA | READY | ROOM),
+    "peer shut its sending side, bytes unread, our send buffer full": ([unread, shut, full], UP | DATA),
+    "peer shut its sending side, all read": ([shut], ENDED | ROOM),
+    "peer shut its sending side, all read, our send buffer full": ([shut, full], ENDED),
 }
 
 
@@ -656,3 +665,42 @@ def test_a_silent_stream_does_not_spin_on_kqueue(namespace: Namespace, row: str,
         kernel.waits.clear()
         assert made.wait_for_events(0.05) == []
         assert len(kernel.waits) < 15, f"{len(kernel.waits)} waits in 50 ms"
+
+
+@pytest.mark.parametrize("wanted", [ROOM, ROOM | DATA, ROOM | READY | SocketEvent.CONNECTION_SUCCEEDED])
+def test_room_on_a_stream_whose_peer_has_ended_is_told_by_the_writing_filter_alone(
+    namespace: Namespace, wanted: SocketEvent
+) -> None:
+    kernel = LiveKernel()
+    with half_closed_and_full(namespace) as (one, peer), KqueuePoller(kernel, Kevent) as made:
+        made.monitor_socket(one, wanted)
+        assert made.wait_for_events(0) == []
+        assert kernel.filters_of(one) == {WRITE_FILTER}
+        kernel.waits.clear()
+        assert made.wait_for_events(0.05) == []
+        assert len(kernel.waits) <= 2, "it ticks"  # the second with no time left
+        peer.close()
+        for _ in range(3):
+            assert made.wait_for_events(PATIENCE) == [(one, ROOM)]
+
+
+@pytest.mark.parametrize(("row", "room"), [("shut", True), ("shut, full", False)])
+def test_a_poll_that_tells_the_end_as_a_hang_up_is_asked_for_room_by_itself(
+    pair: LocalPair, monkeypatch: pytest.MonkeyPatch, row: str, room: bool
+) -> None:
+    """macOS: HUP for a peer that has ended, and no OUT beside it; asked for room alone it tells of room alone."""
+    one, other = pair
+
+    def look_of_macos(handle: Handle, asked: int) -> int:
+        flags = look(handle, asked)
+        if asked & READABLE and flags & READ_HUNG_UP:
+            flags = flags & ~WRITABLE | HUNG_UP
+        return flags & ~READ_HUNG_UP
+
+    other.shutdown_write()
+    if "full" in row:
+        fill(one)
+    for module in (connection, base):
+        monkeypatch.setattr(module, "look", look_of_macos)
+    assert one.remote_disconnected()
+    assert one.room_to_write() is room

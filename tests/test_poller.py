@@ -120,6 +120,49 @@ def test_a_shutdown_during_the_judgement_leaves_no_answer_behind() -> None:
         assert poller.wait_for_events(0) == []
 
 
+def test_an_answer_that_was_kept_ready_before_the_peers_end_is_forgotten(backend: str) -> None:
+    """Asked for room alone from the end on, the kernel says "writable" as it did before; it no longer means READY."""
+    one, other = bbipc.local_stream_pair()
+    room, ready = SocketEvent.ROOM_TO_WRITE, SocketEvent.READY_TO_WRITE
+    with one, other, bbipc.make_poller(backend) as poller:
+        poller.monitor_socket(one, room | ready | DATA)
+        for _ in range(2):
+            assert poller.wait_for_events(0) == [(one, room | ready)]
+        other.shutdown_write()
+        for _ in range(3):
+            assert poller.wait_for_events(0) == [(one, room)]
+        poller.set_monitored_events(one, room | SocketEvent.REMOTE_DISCONNECTED)
+        for _ in range(3):
+            assert poller.wait_for_events(0) == [(one, room | SocketEvent.REMOTE_DISCONNECTED)]
+
+
+@pytest.mark.parametrize("stopped_at", ["_kernel_wait", "_observe"])
+def test_a_report_for_room_alone_answers_no_question_about_the_end(backend: str, stopped_at: str) -> None:
+    """1. The kernel, asked for room alone, reports room.  2. Others are wanted.  3. The peer had ended long ago."""
+    one, other = bbipc.local_stream_pair()
+    others = SocketEvent.READY_TO_WRITE | SocketEvent.CONNECTION_SUCCEEDED
+    with one, other, bbipc.make_poller(backend) as poller:
+        other.shutdown_write()
+        poller.monitor_socket(one, SocketEvent.ROOM_TO_WRITE)
+        target = poller if stopped_at == "_kernel_wait" else bbipc.LocalStream
+        original = getattr(target, stopped_at)
+        reported = Stopped(lambda: None)
+
+        def then_stop(*args: object) -> object:
+            outcome = original(*args)
+            reported()
+            return outcome
+
+        with mock.patch.object(target, stopped_at, then_stop):
+            waiter = Worker(lambda: poller.wait_for_events(0.05))
+            assert reported.reached.wait(PATIENCE)
+            poller.set_monitored_events(one, others)
+            reported.go.set()
+            assert waiter.outcome() == []
+        poller.set_monitored_events(one, others | SocketEvent.ROOM_TO_WRITE)
+        assert poller.wait_for_events(PATIENCE) == [(one, SocketEvent.ROOM_TO_WRITE)]
+
+
 def test_a_close_during_the_judgement_reports_nothing(backend: str) -> None:
     one, other = bbipc.local_stream_pair()
     with other, bbipc.make_poller(backend) as poller:

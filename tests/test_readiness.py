@@ -26,6 +26,7 @@ from bbipc.events import (
     DETERMINED,
     READY_TO_WRITE,
     REMOTE_DISCONNECTED,
+    ROOM_TO_WRITE,
     SERVER_EVENTS,
     STREAM_EVENTS,
 )
@@ -41,6 +42,7 @@ from bbipc.readiness import (
     STANDING,
     UNASKED,
     WRITABLE,
+    WRITE_ANSWERED,
     Condition,
     Stage,
     condition_of,
@@ -52,8 +54,10 @@ from tests.support.makers import PATIENCE, Namespace, fill, make_namespace
 
 UP = DETERMINED | CONNECTION_SUCCEEDED
 ENDED = DETERMINED | CONNECTION_FAILED | REMOTE_DISCONNECTED
-FAILED = DETERMINED | CONNECTION_FAILED
+FAILED = DETERMINED | CONNECTION_FAILED | ROOM_TO_WRITE
+WRITE = READY_TO_WRITE | ROOM_TO_WRITE
 TCP_END = READABLE | WRITABLE | READ_HUNG_UP
+FULL_END = READABLE | READ_HUNG_UP
 LOCAL_END = READABLE | WRITABLE | READ_HUNG_UP | HUNG_UP
 RESET = READABLE | WRITABLE | READ_HUNG_UP | HUNG_UP | ERROR
 
@@ -75,20 +79,37 @@ TABLE = [
     Row("refused", Stage.FAILED, RESET, 0, Condition.FAILED, FAILED),
     Row("refused, error taken", Stage.FAILED, WRITABLE | HUNG_UP, 0, Condition.FAILED, FAILED),
     Row("unreachable", Stage.FAILED, 0, 0, Condition.FAILED, FAILED),
-    Row("up, idle", Stage.CONNECTED, WRITABLE, 0, Condition.UP, UP | READY_TO_WRITE),
-    Row("up, unread", Stage.CONNECTED, READABLE | WRITABLE, 5, Condition.UP, UP | DATA_AVAILABLE | READY_TO_WRITE),
+    Row("up, idle", Stage.CONNECTED, WRITABLE, 0, Condition.UP, UP | WRITE),
+    Row("up, unread", Stage.CONNECTED, READABLE | WRITABLE, 5, Condition.UP, UP | DATA_AVAILABLE | WRITE),
     Row("up, unread, not counted", Stage.CONNECTED, READABLE, 0, Condition.UP, UP | DATA_AVAILABLE),
     Row("up, send buffer full", Stage.CONNECTED, 0, 0, Condition.UP, UP),
     Row("up, full and unread", Stage.CONNECTED, READABLE, 5, Condition.UP, UP | DATA_AVAILABLE),
-    Row("tcp peer closed, unread", Stage.CONNECTED, TCP_END, 5, Condition.UP, UP | DATA_AVAILABLE | READY_TO_WRITE),
-    Row("local peer closed, unread", Stage.CONNECTED, LOCAL_END, 5, Condition.UP, UP | DATA_AVAILABLE | READY_TO_WRITE),
-    Row("tcp peer closed, all read", Stage.CONNECTED, TCP_END, 0, Condition.ENDED, ENDED),
-    Row("local peer closed, all read", Stage.CONNECTED, LOCAL_END, 0, Condition.ENDED, ENDED),
-    Row("peer shut its side, unread", Stage.CONNECTED, READ_HUNG_UP | READABLE, 1, Condition.UP, UP | DATA_AVAILABLE),
-    Row("peer shut its side, all read", Stage.CONNECTED, READ_HUNG_UP | READABLE, 0, Condition.ENDED, ENDED),
-    Row("reset, unread", Stage.CONNECTED, RESET, 5, Condition.UP, UP | DATA_AVAILABLE | READY_TO_WRITE),
-    Row("reset, all read", Stage.CONNECTED, RESET, 0, Condition.ENDED, ENDED),
-    Row("reset, told as error alone", Stage.CONNECTED, ERROR, 0, Condition.ENDED, ENDED),
+    Row("tcp peer closed, unread", Stage.CONNECTED, TCP_END, 5, Condition.UP, UP | DATA_AVAILABLE | WRITE),
+    Row("local peer closed, unread", Stage.CONNECTED, LOCAL_END, 5, Condition.UP, UP | DATA_AVAILABLE | WRITE),
+    Row("tcp peer closed, all read", Stage.CONNECTED, TCP_END, 0, Condition.ENDED, ENDED | ROOM_TO_WRITE),
+    Row("local peer closed, all read", Stage.CONNECTED, LOCAL_END, 0, Condition.ENDED, ENDED | ROOM_TO_WRITE),
+    Row("peer shut its side, all read", Stage.CONNECTED, TCP_END, 0, Condition.ENDED, ENDED | ROOM_TO_WRITE),
+    Row("peer shut its side, unread, full", Stage.CONNECTED, FULL_END, 1, Condition.UP, UP | DATA_AVAILABLE),
+    Row("peer shut its side, all read, full", Stage.CONNECTED, FULL_END, 0, Condition.ENDED, ENDED),
+    Row(
+        "local peer shut both sides, unread, full",
+        Stage.CONNECTED,
+        FULL_END | HUNG_UP,
+        1,
+        Condition.UP,
+        UP | DATA_AVAILABLE | ROOM_TO_WRITE,
+    ),
+    Row(
+        "local peer shut both sides, all read, full",
+        Stage.CONNECTED,
+        FULL_END | HUNG_UP,
+        0,
+        Condition.ENDED,
+        ENDED | ROOM_TO_WRITE,
+    ),
+    Row("reset, unread", Stage.CONNECTED, RESET, 5, Condition.UP, UP | DATA_AVAILABLE | WRITE),
+    Row("reset, all read", Stage.CONNECTED, RESET, 0, Condition.ENDED, ENDED | ROOM_TO_WRITE),
+    Row("reset, told as error alone", Stage.CONNECTED, ERROR, 0, Condition.ENDED, ENDED | ROOM_TO_WRITE),
 ]
 
 stages = st.sampled_from(Stage)
@@ -113,7 +134,7 @@ def test_a_row_of_the_table_holds(row: Row) -> None:
         (Condition.CONNECTING, 0, STREAM_EVENTS),
         (Condition.FAILED, FAILED, FAILED),
         (Condition.UP, UP, STREAM_EVENTS),
-        (Condition.ENDED, ENDED, ENDED),
+        (Condition.ENDED, ENDED, ENDED | ROOM_TO_WRITE),
     ],
     ids=lambda value: value.value if isinstance(value, Condition) else None,
 )
@@ -149,8 +170,23 @@ def test_a_stream_has_succeeded_or_failed_exactly_when_it_is_determined(stage: S
 
 @given(flag_sets, unread_counts)
 @table_settings
-def test_an_ended_stream_never_has_data_nor_room(flags: int, unread: int) -> None:
+def test_an_ended_stream_never_has_data_nor_is_ready_to_write(flags: int, unread: int) -> None:
     assert stream_events(Condition.ENDED, flags, unread) & (DATA_AVAILABLE | READY_TO_WRITE) == 0
+
+
+@given(stages, flag_sets, unread_counts)
+@table_settings
+def test_there_is_room_exactly_when_a_write_is_answered(stage: Stage, flags: int, unread: int) -> None:
+    condition = condition_of(stage, flags, unread)
+    answered = stage is Stage.FAILED or (stage is Stage.CONNECTED and bool(flags & (WRITABLE | HUNG_UP | ERROR)))
+    assert bool(stream_events(condition, flags, unread) & ROOM_TO_WRITE) == answered
+
+
+@given(stages, flag_sets, unread_counts)
+@table_settings
+def test_who_is_ready_to_write_has_room(stage: Stage, flags: int, unread: int) -> None:
+    events = stream_events(condition_of(stage, flags, unread), flags, unread)
+    assert events & ROOM_TO_WRITE or not events & READY_TO_WRITE
 
 
 @given(stages, flag_sets, unread_counts)
@@ -205,6 +241,10 @@ INTEREST = [
     (REMOTE_DISCONNECTED, READ_HUNG_UP, READABLE | READ_HUNG_UP),
     (CONNECTION_FAILED, READ_HUNG_UP, READABLE | READ_HUNG_UP),
     (READY_TO_WRITE | REMOTE_DISCONNECTED, WRITABLE | READ_HUNG_UP, EVERYTHING),
+    (ROOM_TO_WRITE, WRITABLE, WRITABLE),
+    (ROOM_TO_WRITE | READY_TO_WRITE, WRITABLE | READ_HUNG_UP, WRITABLE | READ_HUNG_UP),
+    (ROOM_TO_WRITE | DATA_AVAILABLE, EVERYTHING, EVERYTHING),
+    (ROOM_TO_WRITE | REMOTE_DISCONNECTED, WRITABLE | READ_HUNG_UP, EVERYTHING),
     (DETERMINED | CONNECTION_SUCCEEDED, READ_HUNG_UP, READ_HUNG_UP),
     (STREAM_EVENTS, EVERYTHING, EVERYTHING),
 ]
@@ -235,7 +275,8 @@ def test_every_change_that_can_matter_wakes_the_waiter(end_has_edge: bool) -> No
     told_states = [
         (flags, unread)
         for flags, unread in itertools.product(
-            (0, WRITABLE, READABLE, READABLE | WRITABLE, TCP_END, READABLE | READ_HUNG_UP, LOCAL_END, RESET), (0, 5)
+            (0, WRITABLE, READABLE, READABLE | WRITABLE, TCP_END, FULL_END, FULL_END | HUNG_UP, LOCAL_END, RESET),
+            (0, 5),
         )
         if (not unread or flags & READABLE) and (unread or not flags & READABLE or flags & READ_HUNG_UP)
     ]
@@ -249,6 +290,13 @@ def test_every_change_that_can_matter_wakes_the_waiter(end_has_edge: bool) -> No
             found = events_of(Stage.CONNECTED, flags, unread) & wanted
             if not events_of(Stage.CONNECTED, 0, 0) & wanted and found:
                 assert flags & asked, f"{SocketEvent(wanted)!r} comes true with flags {flags:#x} and nobody wakes"
+
+
+def test_who_waits_for_room_alone_is_told_of_no_end_that_lasts() -> None:
+    """The peer has ended, our buffer is full: no flag that was asked for is up, so the wait neither spins nor ticks."""
+    asked = stream_interest(Stage.CONNECTED, ROOM_TO_WRITE, end_has_edge=True) | UNASKED
+    assert not FULL_END & asked
+    assert ATTAINABLE[condition_of(Stage.CONNECTED, FULL_END, 0)] & ROOM_TO_WRITE
 
 
 def test_the_flags_have_the_numbers_of_this_systems_poll() -> None:
@@ -268,6 +316,7 @@ def test_the_flags_are_single_bits_and_the_groups_are_made_of_them() -> None:
     assert len(set(flags)) == len(flags)
     assert ANY_HANG_UP == READ_HUNG_UP | HUNG_UP | ERROR
     assert UNASKED == HUNG_UP | ERROR | INVALID
+    assert WRITE_ANSWERED == WRITABLE | HUNG_UP | ERROR
     assert EVERYTHING == READABLE | WRITABLE | READ_HUNG_UP
 
 
@@ -278,8 +327,6 @@ def test_the_flags_are_single_bits_and_the_groups_are_made_of_them() -> None:
 def real_state(namespace: Namespace, state: str) -> Iterator[bbipc.StreamSocket]:
     """A stream that is in *state* now."""
     with namespace.stream_and_peer() as (stream, peer):
-        if state == "full":
-            fill(stream)
         if "unread" in state:
             peer.sendall(b"bytes")
             assert bbipc.poll_socket(stream, SocketEvent.DATA_AVAILABLE, PATIENCE)
@@ -289,12 +336,14 @@ def real_state(namespace: Namespace, state: str) -> Iterator[bbipc.StreamSocket]
             peer.shutdown(socket.SHUT_WR)
         elif state == "reset":
             namespace.reset(stream, peer)
-        if state in {"closed, read", "shut, read", "reset"}:
+        if state in {"closed, read", "shut, read", "shut, read, full", "reset"}:
             assert bbipc.poll_socket(stream, SocketEvent.REMOTE_DISCONNECTED, PATIENCE)
-        if state in {"closed, unread", "shut, unread"}:
+        if state in {"closed, unread", "shut, unread", "shut, unread, full"}:
             # The end must have arrived behind the bytes, or the row would be another one.
             with select_end(stream) as arrived:
                 assert arrived
+        if state.endswith("full"):
+            fill(stream)
         yield stream
 
 
@@ -306,14 +355,16 @@ def select_end(stream: bbipc.StreamSocket) -> Iterator[bool]:
 
 
 REAL = {
-    "idle": UP | READY_TO_WRITE,
-    "unread": UP | DATA_AVAILABLE | READY_TO_WRITE,
+    "idle": UP | WRITE,
+    "unread": UP | DATA_AVAILABLE | WRITE,
     "full": UP,
-    "closed, unread": UP | DATA_AVAILABLE | READY_TO_WRITE,
-    "closed, read": ENDED,
-    "shut, unread": UP | DATA_AVAILABLE | READY_TO_WRITE,
-    "shut, read": ENDED,
-    "reset": ENDED,
+    "closed, unread": UP | DATA_AVAILABLE | WRITE,
+    "closed, read": ENDED | ROOM_TO_WRITE,
+    "shut, unread": UP | DATA_AVAILABLE | WRITE,
+    "shut, unread, full": UP | DATA_AVAILABLE,
+    "shut, read": ENDED | ROOM_TO_WRITE,
+    "shut, read, full": ENDED,
+    "reset": ENDED | ROOM_TO_WRITE,
 }
 
 

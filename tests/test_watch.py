@@ -17,6 +17,7 @@ from bbipc.events import (
     DETERMINED,
     READY_TO_WRITE,
     REMOTE_DISCONNECTED,
+    ROOM_TO_WRITE,
     STREAM_EVENTS,
 )
 from bbipc.polling.watch import FIRST_TICK, LONGEST_TICK, Mode, Watch, wanted_bits
@@ -96,6 +97,8 @@ BEGIN = [
     Begin(Stage.CONNECTED, True, 0, Mode.NEVER, READ_HUNG_UP),
     Begin(Stage.CONNECTED, True, DATA_AVAILABLE, Mode.KERNEL, READABLE | READ_HUNG_UP),
     Begin(Stage.CONNECTED, True, READY_TO_WRITE, Mode.KERNEL, WRITABLE | READ_HUNG_UP),
+    Begin(Stage.CONNECTED, True, ROOM_TO_WRITE, Mode.KERNEL, WRITABLE),
+    Begin(Stage.CONNECTED, True, ROOM_TO_WRITE | READY_TO_WRITE, Mode.KERNEL, WRITABLE | READ_HUNG_UP),
     Begin(Stage.CONNECTED, True, REMOTE_DISCONNECTED, Mode.KERNEL, READ_HUNG_UP),
     Begin(Stage.CONNECTED, True, CONNECTION_FAILED, Mode.KERNEL, READ_HUNG_UP),
     Begin(Stage.CONNECTED, True, DETERMINED, Mode.NOW, READ_HUNG_UP),
@@ -108,6 +111,7 @@ BEGIN = [
     Begin(Stage.CONNECTING, False, 0, Mode.NEVER, 0),
     Begin(Stage.FAILED, True, DETERMINED, Mode.NOW, READ_HUNG_UP),
     Begin(Stage.FAILED, True, CONNECTION_FAILED, Mode.NOW, READ_HUNG_UP),
+    Begin(Stage.FAILED, True, ROOM_TO_WRITE, Mode.NOW, WRITABLE),
 ]
 
 
@@ -136,6 +140,8 @@ class Decision(NamedTuple):
     end_has_edge: bool = True
 
 
+FULL_END = READABLE | READ_HUNG_UP
+
 DECIDE = [
     Decision("found, the kernel tells again", DATA_AVAILABLE, READABLE, DATA_AVAILABLE, Condition.UP, Mode.KERNEL),
     Decision("nothing told, nothing found", DATA_AVAILABLE, 0, 0, Condition.UP, Mode.KERNEL),
@@ -152,6 +158,15 @@ DECIDE = [
     Decision("ended, end wanted", REMOTE_DISCONNECTED, READ_HUNG_UP, REMOTE_DISCONNECTED, Condition.ENDED, Mode.KERNEL),
     Decision("no edge, data, end wanted", REMOTE_DISCONNECTED, READABLE, 0, Condition.UP, Mode.TICK, False),
     Decision("edge, data, end wanted", REMOTE_DISCONNECTED, READABLE, 0, Condition.UP, Mode.KERNEL, True),
+    Decision("ended, full, room wanted", ROOM_TO_WRITE, FULL_END, 0, Condition.ENDED, Mode.KERNEL),
+    Decision("the same without an edge", ROOM_TO_WRITE, FULL_END, 0, Condition.ENDED, Mode.KERNEL, False),
+    Decision("ended, full, data or room", DATA_AVAILABLE | ROOM_TO_WRITE, FULL_END, 0, Condition.ENDED, Mode.KERNEL),
+    Decision(
+        "ended, full, up or room", CONNECTION_SUCCEEDED | ROOM_TO_WRITE, FULL_END, 0, Condition.ENDED, Mode.KERNEL
+    ),
+    Decision("ended, no room, not asked for room", READY_TO_WRITE, FULL_END, 0, Condition.ENDED, Mode.NEVER),
+    Decision("hung up, unread, full, room wanted alone", ROOM_TO_WRITE, FULL_END, 0, Condition.UP, Mode.KERNEL),
+    Decision("ended, room found", ROOM_TO_WRITE, WRITABLE, ROOM_TO_WRITE, Condition.UP, Mode.KERNEL),
     Decision("standing", DETERMINED, WRITABLE, DETERMINED, Condition.UP, Mode.NOW),
 ]
 
@@ -197,9 +212,25 @@ def test_a_silent_watch_is_tried_anew_when_the_wish_changes() -> None:
     watch.begin(end_has_edge=True)
     watch.decide(READ_HUNG_UP, 0, ATTAINABLE[Condition.ENDED], end_has_edge=True)
     assert mode_of(watch) is Mode.NEVER
-    watch.wanted = REMOTE_DISCONNECTED
+    watch.want(REMOTE_DISCONNECTED)
     watch.begin(end_has_edge=True)
     assert mode_of(watch) is Mode.KERNEL
+
+
+def test_what_has_become_hopeless_is_waited_for_no_more_until_it_is_wanted_anew() -> None:
+    """The peer has ended: the kernel is asked for room alone, also after a report in which the end does not show."""
+    watch = paper_watch(Stage.CONNECTED, DATA_AVAILABLE | READY_TO_WRITE | ROOM_TO_WRITE)
+    watch.begin(end_has_edge=True)
+    assert watch.mask == READABLE | WRITABLE | READ_HUNG_UP
+    watch.decide(FULL_END, 0, ATTAINABLE[Condition.ENDED], end_has_edge=True)
+    assert (watch.mode, watch.mask, watch.awaited) == (Mode.KERNEL, WRITABLE, ROOM_TO_WRITE)
+    watch.decide(WRITABLE, ROOM_TO_WRITE, ATTAINABLE[Condition.UP], end_has_edge=True)
+    assert (watch.mode, watch.mask, watch.awaited) == (Mode.KERNEL, WRITABLE, ROOM_TO_WRITE)
+    watch.begin(end_has_edge=True)  # the socket tells that it has changed
+    assert watch.awaited == ROOM_TO_WRITE
+    watch.want(watch.wanted)
+    watch.begin(end_has_edge=True)
+    assert watch.mask == READABLE | WRITABLE | READ_HUNG_UP
 
 
 def test_a_fresh_watch_has_asked_for_nothing_yet() -> None:
@@ -222,7 +253,7 @@ def test_ticks_back_off_from_one_to_fifty_milliseconds() -> None:
 
 
 def test_every_event_of_a_stream_may_be_wanted_of_it(stream: bbipc.LocalStream) -> None:
-    for number in range(128):
+    for number in range(256):
         if not number & ~STREAM_EVENTS:
             assert wanted_bits(stream, SocketEvent(number)) == number
 

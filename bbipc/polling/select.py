@@ -6,6 +6,8 @@ Some facts about select, and what they mean here:
   is one, so that the flags are the same as everywhere.
 - A number under the tombstone counts as readable; the look tells INVALID, and the socket knows that it is closed.
 - A wait for the peer's end alone is woken by data, too: such a stream is ticked while its data lie unread.
+- "Writable" is no hang-up here: where a local peer has shut both its sides with our bytes unread, so that a write would
+  raise at once, a wait for ROOM_TO_WRITE alone ends when that peer reads or closes.
 - It copies its sets: a change made during a wait is seen by the next, which ``Poller`` brings about by a nudge.
 """
 

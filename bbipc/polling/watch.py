@@ -11,6 +11,9 @@ set only while each report is worth something:
             whose server's backlog is full; a hung-up stream with unread bytes that somebody else drains; and, on
             kernels without a flag for the end alone, unread bytes on a stream that is asked for its end alone
     NEVER   nothing that was asked for can come any more, or nothing was asked for
+
+What a stream has lost the hope of, it never gets back.  So what was asked for shrinks to what is *awaited*, and the
+kernel is asked for that alone: room on a stream whose peer has ended, without the end that it would tell for ever.
 """
 
 from __future__ import annotations
@@ -57,13 +60,15 @@ def wanted_bits(socket: Socket, events: SocketEvent) -> int:
 class Watch:
     """A socket, the handle it had (held, so that its number stays its own), and what is wanted of it."""
 
-    __slots__ = ("socket", "handle", "number", "wanted", "mode", "mask", "told", "answers", "changes")
+    __slots__ = ("socket", "handle", "number", "wanted", "awaited", "mode", "mask", "told", "answers", "changes")
 
     def __init__(self, socket: Socket, handle: Handle, wanted: int) -> None:
         self.socket = socket
         self.handle = handle
         self.number = handle.fileno()
         self.wanted = wanted
+        #: what of it may still come, as far as the reports have told
+        self.awaited = wanted
         self.mode = Mode.NEVER
         self.mask = 0
         #: the flags that the kernel has been told to watch; 0: it is not in the kernel's set; UNKNOWN: an exception
@@ -74,25 +79,28 @@ class Watch:
         #: how often the socket has told that something about it changed
         self.changes = 0
 
+    def want(self, wanted: int) -> None:
+        """Something else is wanted: ``begin`` anew."""
+        self.wanted = self.awaited = wanted
+
     def release(self) -> None:
         """Let go of the handle: a frame that an exception keeps must not keep a number."""
         self.handle = CLOSED
 
     def begin(self, *, end_has_edge: bool) -> None:
         """Decide how to wait without asking the kernel: a report that is worth nothing will correct it."""
-        mask = self.socket._interest(self.wanted, end_has_edge=end_has_edge)
+        mask = self.socket._interest(self.awaited, end_has_edge=end_has_edge)
         self.mask = mask or 0
-        if not self.wanted:
+        if not self.awaited:
             self.mode = Mode.NEVER
-        elif self.wanted & self.socket._standing():
+        elif self.awaited & self.socket._standing():
             self.mode = Mode.NOW
         else:
             self.mode = Mode.TICK if mask is None else Mode.KERNEL
 
     def decide(self, flags: int, found: int, possible: int, *, end_has_edge: bool) -> None:
-        """Decide how to go on, after *flags* came to *found* of what is wanted and *possible* may still come."""
+        """Decide how to go on, after *flags* came to *found* of what is awaited and *possible* may still come."""
+        self.awaited &= possible
         self.begin(end_has_edge=end_has_edge)
-        if not self.wanted & possible:
-            self.mode = Mode.NEVER
-        elif self.mode is Mode.KERNEL and not found and flags & (self.mask | UNASKED):
+        if self.mode is Mode.KERNEL and not found and flags & (self.mask | UNASKED):
             self.mode = Mode.TICK  # the kernel would say the same again at once

@@ -23,6 +23,7 @@ from bbipc.events import (
     DATA_AVAILABLE,
     READY_TO_WRITE,
     REMOTE_DISCONNECTED,
+    ROOM_TO_WRITE,
     STREAM_EVENTS,
 )
 from bbipc.readiness import (
@@ -30,6 +31,7 @@ from bbipc.readiness import (
     ATTAINABLE,
     ERROR,
     EVERYTHING,
+    HUNG_UP,
     INVALID,
     PLAIN,
     READ_HUNG_UP,
@@ -108,11 +110,21 @@ class Connection(Socket):
         return bool(self._state()[0] & DATA_AVAILABLE)
 
     def ready_to_write(self) -> bool:
-        """Whether a write would take at least one byte.
+        """Whether a write would take at least one byte, and the peer has not ended.
 
         :raises SocketClosedError: it was closed
         """
         return bool(self._state()[0] & READY_TO_WRITE)
+
+    def room_to_write(self) -> bool:
+        """Whether a write would take at least one byte, or raise at once: what keeps a write waiting is over.
+
+        Unlike :meth:`ready_to_write` it is also true after the peer's end, after one's own ``shutdown_write`` and
+        after a failed connect.  It is false while connecting, and while the kernel has no room.
+
+        :raises SocketClosedError: it was closed
+        """
+        return bool(self._state()[0] & ROOM_TO_WRITE)
 
     def remote_disconnected(self) -> bool:
         """Whether the peer closed, reset or shut its sending side, and all that it sent was read.
@@ -163,8 +175,8 @@ class Connection(Socket):
             flags = look(handle, EVERYTHING)
             if flags & INVALID:
                 return None
-        if not POLL_TELLS_END and flags & (READABLE | WRITABLE) and at_end(handle):
-            flags |= READ_HUNG_UP
+        if not POLL_TELLS_END:
+            flags = _flags_with_end(handle, flags)
         if stage is Stage.CONNECTED and flags & ANY_HANG_UP:
             try:
                 unread = unread_bytes(handle)
@@ -173,8 +185,10 @@ class Connection(Socket):
         condition = condition_of(stage, flags, unread)
         if condition is Condition.ENDED and flags & ERROR:
             self._keep_pending_error()
-        possible = ATTAINABLE[condition] if self._sending else ATTAINABLE[condition] & ~READY_TO_WRITE
-        return stream_events(condition, flags, unread) & possible, possible
+        events, possible = stream_events(condition, flags, unread), ATTAINABLE[condition]
+        if not self._sending:  # a write raises EPIPE, which no flag tells of a local stream whose buffer is full
+            return events & ~READY_TO_WRITE | ROOM_TO_WRITE, possible & ~READY_TO_WRITE
+        return events, possible
 
     def _flags_after_connect(self, handle: Handle, flags: int) -> int:
         self._advance(flags)
@@ -214,7 +228,7 @@ class Connection(Socket):
 
     def _standing(self) -> int:
         if self._stage is Stage.CONNECTED:
-            return STANDING[Condition.UP]
+            return STANDING[Condition.UP] if self._sending else STANDING[Condition.UP] | ROOM_TO_WRITE
         return STANDING[Condition.FAILED] if self._stage is Stage.FAILED else 0
 
     def _peer_text(self) -> str:
@@ -222,3 +236,15 @@ class Connection(Socket):
 
     def _describe(self) -> str:
         return self._stage.value
+
+
+def _flags_with_end(handle: Handle, flags: int) -> int:
+    """*flags* with the peer's end in them, where poll has no flag for it.
+
+    macOS tells that end as HUP, and then keeps silent of room.  Asked for room alone it speaks of our direction only.
+    """
+    if flags & HUNG_UP:
+        flags = flags & ~HUNG_UP | READ_HUNG_UP | look(handle, WRITABLE)
+    if flags & (READABLE | WRITABLE) and at_end(handle):
+        flags |= READ_HUNG_UP
+    return flags

@@ -15,7 +15,8 @@ E = SocketEvent
 NONE = SocketEvent(0)
 UP = E.DETERMINED | E.CONNECTION_SUCCEEDED
 GONE = E.DETERMINED | E.CONNECTION_FAILED | E.REMOTE_DISCONNECTED
-EVERY = UP | E.CONNECTION_FAILED | E.DATA_AVAILABLE | E.READY_TO_WRITE | E.REMOTE_DISCONNECTED
+WRITE = E.READY_TO_WRITE | E.ROOM_TO_WRITE
+EVERY = UP | E.CONNECTION_FAILED | E.DATA_AVAILABLE | WRITE | E.REMOTE_DISCONNECTED
 
 State = Callable[[Namespace], AbstractContextManager[bbipc.StreamSocket]]
 
@@ -109,6 +110,57 @@ def shut_all_read(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
 
 
 @contextlib.contextmanager
+def half_closed_and_full(namespace: Namespace) -> Iterator[tuple[bbipc.StreamSocket, socket.socket]]:
+    """A stream whose peer has shut its sending side, all read, with a full send buffer; and the peer, who may read."""
+    with namespace.stream_and_peer() as (stream, peer):
+        peer.shutdown(socket.SHUT_WR)
+        _hung_up(stream)
+        fill(stream)
+        yield stream, peer
+
+
+@contextlib.contextmanager
+def shut_all_read_full(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
+    with half_closed_and_full(namespace) as (stream, _):
+        yield stream
+
+
+@contextlib.contextmanager
+def shut_bytes_unread_full(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
+    with namespace.stream_and_peer() as (stream, peer):
+        peer.sendall(b"unread")
+        peer.shutdown(socket.SHUT_WR)
+        _hung_up(stream)
+        fill(stream)
+        yield stream
+
+
+@contextlib.contextmanager
+def own_side_shut(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
+    with namespace.stream_and_peer() as (stream, _):
+        stream.shutdown_write()
+        yield stream
+
+
+@contextlib.contextmanager
+def own_side_shut_full(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
+    """The local kernel says "not writable" here, for as long as the peer does not read."""
+    with namespace.stream_and_peer() as (stream, _):
+        fill(stream)
+        stream.shutdown_write()
+        yield stream
+
+
+@contextlib.contextmanager
+def both_sides_shut(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
+    with namespace.stream_and_peer() as (stream, peer):
+        stream.shutdown_write()
+        peer.shutdown(socket.SHUT_WR)
+        _hung_up(stream)
+        yield stream
+
+
+@contextlib.contextmanager
 def reset(namespace: Namespace) -> Iterator[bbipc.StreamSocket]:
     with namespace.stream_and_peer() as (stream, peer):
         namespace.reset(stream, peer)
@@ -138,15 +190,20 @@ def _hung_up(stream: bbipc.StreamSocket) -> None:
 #: the truth table of the design, row by row
 TABLE: dict[str, tuple[State, SocketEvent]] = {
     "connecting": (connecting, NONE),
-    "refused": (refused, E.DETERMINED | E.CONNECTION_FAILED),
-    "up, idle": (idle, UP | E.READY_TO_WRITE),
-    "up, bytes unread": (bytes_unread, UP | E.DATA_AVAILABLE | E.READY_TO_WRITE),
+    "refused": (refused, E.DETERMINED | E.CONNECTION_FAILED | E.ROOM_TO_WRITE),
+    "up, idle": (idle, UP | WRITE),
+    "up, bytes unread": (bytes_unread, UP | E.DATA_AVAILABLE | WRITE),
     "up, send buffer full": (buffer_full, UP),
-    "peer closed, bytes unread": (closed_bytes_unread, UP | E.DATA_AVAILABLE | E.READY_TO_WRITE),
-    "peer closed, all read": (closed_all_read, GONE),
-    "peer shut its sending, all read": (shut_all_read, GONE),
-    "reset": (reset, GONE),
-    "reset, bytes unread": (reset_bytes_unread, UP | E.DATA_AVAILABLE | E.READY_TO_WRITE),
+    "up, own side shut": (own_side_shut, UP | E.ROOM_TO_WRITE),
+    "up, own side shut, send buffer full": (own_side_shut_full, UP | E.ROOM_TO_WRITE),
+    "peer closed, bytes unread": (closed_bytes_unread, UP | E.DATA_AVAILABLE | WRITE),
+    "peer closed, all read": (closed_all_read, GONE | E.ROOM_TO_WRITE),
+    "peer shut its sending, all read": (shut_all_read, GONE | E.ROOM_TO_WRITE),
+    "peer shut its sending, all read, send buffer full": (shut_all_read_full, GONE),
+    "peer shut its sending, bytes unread, send buffer full": (shut_bytes_unread_full, UP | E.DATA_AVAILABLE),
+    "both shut their sending, all read": (both_sides_shut, GONE | E.ROOM_TO_WRITE),
+    "reset": (reset, GONE | E.ROOM_TO_WRITE),
+    "reset, bytes unread": (reset_bytes_unread, UP | E.DATA_AVAILABLE | WRITE),
 }
 
 
@@ -157,4 +214,14 @@ def server_with_caller(namespace: Namespace) -> Iterator[bbipc.StreamServer]:
         yield server
 
 
-__all__ = ["EVERY", "GONE", "NONE", "TABLE", "UP", "accept", "crowd", "server_with_caller"]
+__all__ = [
+    "EVERY",
+    "GONE",
+    "NONE",
+    "TABLE",
+    "UP",
+    "accept",
+    "crowd",
+    "half_closed_and_full",
+    "server_with_caller",
+]

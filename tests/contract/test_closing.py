@@ -139,6 +139,7 @@ def test_use_after_close_raises_from_every_method_for_ever(namespace: Namespace)
             client.connection_error,
             client.data_available,
             client.ready_to_write,
+            client.room_to_write,
             client.remote_disconnected,
             client.read,
             client.shutdown_write,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import socket
 import time
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 
 import bbipc
 from bbipc import SocketEvent
-from tests.contract.states import EVERY, NONE, TABLE, State, server_with_caller
-from tests.support.makers import PATIENCE, Namespace
+from bbipc.polling import wait
+from tests.contract.states import EVERY, NONE, TABLE, State, half_closed_and_full, server_with_caller
+from tests.support.makers import PATIENCE, Namespace, Worker, wait_until_asleep
 
 ROWS = pytest.mark.parametrize(("state", "expected"), TABLE.values(), ids=TABLE.keys())
 SINGLE = list(EVERY)
@@ -82,6 +87,100 @@ def test_a_silent_wait_does_not_spin(namespace: Namespace, state: State, expecte
         assert poller.wait_for_events(seconds) == []
         assert time.monotonic() - wall >= seconds * 0.99
         assert time.thread_time() - cpu < seconds * 0.05
+
+
+ROOM = SocketEvent.ROOM_TO_WRITE
+#: room alone, and together with what a peer that has ended leaves no hope of
+ROOM_AND_MORE = pytest.mark.parametrize(
+    "wanted",
+    [ROOM, ROOM | SocketEvent.DATA_AVAILABLE, ROOM | SocketEvent.READY_TO_WRITE | SocketEvent.CONNECTION_SUCCEEDED],
+    ids=["alone", "or data", "or up"],
+)
+
+
+def let_read(peer: socket.socket, waiter: Worker) -> None:
+    """The peer reads until *waiter* is woken."""
+    peer.setblocking(False)
+    while waiter.is_alive():
+        try:
+            peer.recv(1 << 20)
+        except BlockingIOError:
+            waiter.join(0.001)
+
+
+@ROOM_AND_MORE
+@pytest.mark.parametrize("end", ["reads", "closes"])
+def test_room_is_told_when_a_peer_that_has_ended_reads_or_closes(
+    namespace: Namespace, backend: str, wanted: SocketEvent, end: str
+) -> None:
+    with half_closed_and_full(namespace) as (stream, peer), bbipc.make_poller(backend) as poller:
+        poller.monitor_socket(stream, wanted)
+        assert poller.wait_for_events(0) == []
+        waiter = Worker(lambda: poller.wait_for_events(PATIENCE))
+        wait_until_asleep(waiter)
+        if end == "reads":
+            let_read(peer, waiter)
+        else:
+            peer.close()
+        assert waiter.outcome() == [(stream, ROOM)]
+        for _ in range(3):
+            assert poller.wait_for_events(PATIENCE) == [(stream, ROOM)]
+        assert stream.room_to_write()
+        if end == "reads":
+            assert stream.write(b"room") == 4
+        else:
+            with pytest.raises(bbipc.RemoteDisconnectedError):
+                stream.write(b"late")
+
+
+@ROOM_AND_MORE
+@pytest.mark.parametrize("end", ["reads", "closes"])
+def test_a_wait_of_one_call_for_room_is_ended_by_a_peer_that_has_ended(
+    namespace: Namespace, wanted: SocketEvent, end: str
+) -> None:
+    waits: list[Callable[[bbipc.StreamSocket], object]] = [
+        lambda stream: bbipc.poll_socket(stream, wanted, PATIENCE),
+        lambda stream: bbipc.poll_sockets([(stream, wanted), (stream, SocketEvent.DATA_AVAILABLE)], PATIENCE)[0],
+    ]
+    for call in waits:
+        with half_closed_and_full(namespace) as (stream, peer):
+            waiter = Worker(functools.partial(call, stream))
+            wait_until_asleep(waiter)
+            if end == "reads":
+                let_read(peer, waiter)
+            else:
+                peer.close()
+            assert waiter.outcome() == ROOM
+
+
+@ROOM_AND_MORE
+def test_a_wait_for_room_neither_spins_nor_ticks(namespace: Namespace, backend: str, wanted: SocketEvent) -> None:
+    """The peer has ended, our buffer is full: one question to the kernel, and it has nothing to say."""
+    with half_closed_and_full(namespace) as (stream, _), bbipc.make_poller(backend) as poller:
+        poller.monitor_socket(stream, wanted)
+        assert poller.wait_for_events(0) == []
+        asked: list[float | None] = []
+        original = poller._kernel_wait
+
+        def ask(seconds: float | None) -> list[tuple[int, int]]:
+            asked.append(seconds)
+            return original(seconds)
+
+        with mock.patch.object(poller, "_kernel_wait", ask):
+            cpu = time.thread_time()
+            assert poller.wait_for_events(0.2) == []
+            assert time.thread_time() - cpu < 0.01
+        assert 1 <= len(asked) <= 2, asked
+
+
+@ROOM_AND_MORE
+def test_a_wait_of_one_call_for_room_neither_spins_nor_ticks(namespace: Namespace, wanted: SocketEvent) -> None:
+    with half_closed_and_full(namespace) as (stream, _):
+        with mock.patch.object(wait, "_kernel_wait", wraps=wait._kernel_wait) as kernel_wait:
+            cpu = time.thread_time()
+            assert bbipc.poll_socket(stream, wanted, 0.2) == NONE
+            assert time.thread_time() - cpu < 0.01
+        assert kernel_wait.call_count <= 3
 
 
 def test_a_server_with_a_caller(namespace: Namespace, backend: str) -> None:

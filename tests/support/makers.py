@@ -93,11 +93,11 @@ def accept(server: Server) -> bbipc.StreamSocket:
 
 
 def fill(stream: bbipc.StreamSocket) -> int:
-    """Write until the kernel takes no more: "not writable" is then a fact."""
+    """Write until the kernel takes no more: "no room" is then a fact, whether the peer has ended or not."""
     total = 0
     while True:
         count = stream.write(bytes(1 << 16))
-        if not count and not stream.ready_to_write():
+        if not count and not stream.room_to_write():
             return total
         total += count
 
