@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Executor, Future
+from typing import Self
 
 from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
@@ -30,21 +31,34 @@ class BorrowedMonitor:
     def __init__(
         self,
         loop: PollingLoop,
+        owner: object,
         executor: Executor,
         socket: Socket,
-        events: SocketEvent,
         call: Callback,
         on_close: CloseHook | None,
     ) -> None:
         self.socket = socket
+        self._loop = loop
+        self._owner = owner  # a pool that nobody holds any more ends; so it is held while it monitors something
         self._executor = executor
         self._call = call
+        self._on_close = on_close
         self._lock = threading.RLock()
-        self._busy = False  # these two are guarded by the lock, which is taken before the loop's
+        self._busy = False  # these three are guarded by the lock, which is taken before the loop's
         self._paused = False
+        self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned
         self._failures = 0
+
+    def begin(self, events: SocketEvent) -> Self:
+        """Monitor *events*; the monitor itself.
+
+        :raises ValueError: the socket does not have one of them
+        :raises SocketClosedError: the socket was closed
+        :raises PollerClosedError: the poller thread is closed
+        """
         with self._lock:  # the first callback waits here until there is a monitor
-            self._monitor = loop.monitor(socket, events, self._ready, on_close=on_close)
+            self._monitor = self._loop.monitor(self.socket, events, self._ready, on_close=self._ended)
+        return self
 
     @property
     def active(self) -> bool:
@@ -106,8 +120,20 @@ class BorrowedMonitor:
             reports.failure(logger, self._failures, self._call, repr(self._executor), error)
         with self._lock:
             self._busy = False
-            if not self._paused:
+            farewell = self._farewell
+            if not self._paused and farewell is None:
                 self._monitor.resume()
+        if farewell is not None and self._on_close is not None:
+            self._on_close(farewell)
+
+    def _ended(self, error: Exception) -> None:
+        """On the poller thread: the socket, or that thread, is closed."""
+        with self._lock:
+            if self._busy:
+                self._farewell = error
+                return
+        if self._on_close is not None:
+            self._on_close(error)
 
     def __repr__(self) -> str:
         return f"<BorrowedMonitor {'busy' if self._busy else 'idle'} of {self.socket!r}>"

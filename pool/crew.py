@@ -26,47 +26,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from concurrent.futures.thread import BrokenThreadPool
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 from bbipc.sockets import fork
-from pool import lifecycle
-from pool.futures import fail, run
-
-T = TypeVar("T")
+from pool import lifecycle, reports
+from pool.tasks import AnyTask
 
 logger = logging.getLogger(__name__)
-
-
-class Task(Generic[T]):
-    """A call and its future."""
-
-    __slots__ = ("future", "_call", "_claim")
-
-    def __init__(self, future: Future[T], call: Callable[[], T]) -> None:
-        self.future = future
-        self._call = call
-        self._claim = threading.Lock()  # taken for good, by the worker or by whoever cancels
-        future.add_done_callback(self._done)
-
-    def run(self) -> None:
-        """Make the call, unless the future was cancelled."""
-        if self._claim.acquire(blocking=False):
-            run(self.future, self._call)
-
-    def give_up(self, error: BaseException) -> None:
-        """It will not be called: let the future fail."""
-        if self._claim.acquire(blocking=False):
-            fail(self.future, error)
-
-    def _done(self, future: Future[T]) -> None:
-        # Cancelled in the queue: whoever waits for the future is to know now, not when a worker comes across it.
-        if future.cancelled() and self._claim.acquire(blocking=False):
-            future.set_running_or_notify_cancel()
-
-
-AnyTask = Task[Any]
 
 
 class Duty(Protocol):
@@ -151,6 +119,7 @@ class Crew:
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._idle = 0
         self._gates: deque[_Gate] = deque()
+        self._joining: set[threading.Thread] = set()  # workers that wait for the others to end
         self._generation = fork.generation
 
     # Any thread.
@@ -199,7 +168,7 @@ class Crew:
     def nudge(self) -> None:
         """One more worker is to look around, if there is one to spare."""
         with self._lock:
-            if not self.ending and not self._rouse_locked() and len(self.threads) < self.max_workers:
+            if not self.ending and not self._rouse_locked():
                 self._spawn_locked()
 
     def try_take(self) -> AnyTask | None:
@@ -222,7 +191,8 @@ class Crew:
             for gate in gates:
                 gate.refused = True
                 gate.lock.release()
-            self._tokens.put(None)
+            while self._rouse_locked():
+                pass
         self.duty.interrupt()
 
     def abandon(self) -> None:
@@ -237,11 +207,23 @@ class Crew:
             self.tasks.clear()
             return tasks
 
+    def cancel_all(self) -> None:
+        """Cancel what is in the queue."""
+        for task in self.drain():
+            self._guarded(partial(self._cancel, task))
+
+    @staticmethod
+    def _cancel(task: AnyTask) -> None:
+        task.future.cancel()
+
     def join(self, timeout: float | None) -> bool:
-        """Wait for the threads to end, but for the calling one; whether they have."""
+        """Wait for the threads to end, but for the calling one, and those that wait here themselves; whether they have."""
         deadline = None if timeout is None else time.monotonic() + timeout
         me = threading.current_thread()
-        others = [thread for thread in tuple(self.threads) if thread is not me]
+        with self._lock:
+            others = self.threads - self._joining - {me}
+            if me in self.threads:
+                self._joining.add(me)
         for thread in others:
             thread.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
         return not any(thread.is_alive() for thread in others)
@@ -257,11 +239,9 @@ class Crew:
             self.join(max(deadline - time.monotonic(), 0.0))
 
     def _put_locked(self, task: AnyTask) -> None:
-        grow = not self._idle and len(self.threads) < self.max_workers
-        if grow:
-            self._spawn_locked()  # it waits for our lock before it looks for tasks
+        grown = not self._idle and self._spawn_locked()  # it waits for our lock before it looks for tasks
         self.tasks.append(task)
-        if not grow and not self._rouse_locked():
+        if not grown and not self._rouse_locked():
             self.duty.interrupt()
 
     def _rouse_locked(self) -> bool:
@@ -272,11 +252,13 @@ class Crew:
         self._tokens.put(None)
         return True
 
-    def _spawn_locked(self) -> None:
-        """One thread more.
+    def _spawn_locked(self) -> bool:
+        """One thread more; False: there are enough, or the system has none, and others will do it.
 
         :raises RuntimeError: the system has none, and there is no other
         """
+        if len(self.threads) >= self.max_workers:
+            return False
         thread = threading.Thread(target=self._work, name=f"{self.name}_{len(self.threads)}", daemon=True)
         self.threads.add(thread)
         try:
@@ -287,15 +269,16 @@ class Crew:
             if thread.ident is None:
                 self.threads.discard(thread)
             if self.threads and isinstance(error, RuntimeError):
-                return  # the others will do it
+                return False
             raise
+        return True
 
     def _take_locked(self) -> AnyTask | None:
         """A task, if one waits; its place in the queue goes to whoever has waited longest for one."""
         if not self.tasks:
             return None
         task = self.tasks.popleft()
-        if self._gates:
+        if self._gates and self._limit is not None and len(self.tasks) < self._limit:
             gate = self._gates.popleft()
             self._put_locked(gate.task)
             gate.lock.release()
@@ -304,20 +287,31 @@ class Crew:
     # A worker.
 
     def _work(self) -> None:
-        if not self._prepare():
-            return
-        while True:
-            task = self.duty.perform()
-            if task is None:
-                try:
-                    task = self._next()
-                except _End:
-                    self.duty.dismiss()
-                    return
-            if task is not None:
-                self.duty.leave()
-                task.run()
-                del task  # a sleeping worker must not keep what the last task held
+        if self._prepare():
+            while self._guarded(self._turn):
+                pass
+        self._guarded(self.duty.dismiss)
+
+    def _turn(self) -> bool:
+        """Do one thing, or sleep until there may be one; False: the thread is to end."""
+        task = self.duty.perform()
+        if task is None:
+            try:
+                task = self._next()
+            except _End:
+                return False
+        if task is not None:
+            self.duty.leave()
+            task.run()
+        return True
+
+    def _guarded(self, action: Callable[[], bool | None]) -> bool | None:
+        """Do *action*; a callback of a user's future may raise out of it what no thread should end of."""
+        try:
+            return action()
+        except BaseException as error:  # noqa: BLE001 # as said above
+            reports.failure(logger, 1, "a callback", f"the worker {threading.current_thread().name!r}", error)
+            return True
 
     def _next(self) -> AnyTask | None:
         """The next task; ``None``: there was none, and now that we have slept there may be one, or a duty.
@@ -329,7 +323,8 @@ class Crew:
             if task is not None:
                 return task
             if self.ending:
-                self._tokens.put(None)  # for the next one
+                while self._rouse_locked():
+                    pass
                 raise _End
             self._idle += 1
         try:
@@ -360,11 +355,11 @@ class Crew:
             with self._lock:
                 self._broken = error
                 self.ending = True
+            self.end()
             for task in self.drain():
                 broken = BrokenThreadPool("the initializer of a worker has failed")
                 broken.__cause__ = error
-                task.give_up(broken)
-            self.end()
+                self._guarded(partial(task.give_up, broken))
             return False
         return True
 

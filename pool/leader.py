@@ -33,14 +33,16 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from bbipc.errors import PollerClosedError, SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
 from pool import reports
-from pool.crew import AnyTask, Crew
+from pool.crew import Crew
 from pool.stations import Station, Stations
+from pool.tasks import AnyTask
 
 #: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
 WATCH: Final = 0.005
@@ -65,6 +67,8 @@ class Leadership:
         self._ready: deque[tuple[Socket, SocketEvent]] = deque()  # told by the poller, no call made yet
         self._leader = 0  # the thread's ident; 0: nobody
         self._polling = False  # the leader waits for events
+        self._polled = False  # he has waited, or looked, since he began to lead
+        self._ready_since = 0  # the changes of the stations when he was told of what is ready
         self._progress = 0  # how many polls and calls have begun
         self._spread = 0  # so many calls are still to be made apart
         self._watcher = 0  # the thread's ident; 0: nobody
@@ -84,8 +88,9 @@ class Leadership:
         try:
             return self._lead(me)
         except PollerClosedError:  # the pool is shut down
-            self._lay_down(me)
             return None
+        finally:
+            self._lay_down(me)
 
     def wanted(self) -> bool:
         """Whether somebody has to lead, and nobody does."""
@@ -96,6 +101,8 @@ class Leadership:
         """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
         me = threading.get_ident()
         with self._lock:
+            if not self._leader and self._watcher == me:
+                self._watcher, self._called = 0, False
             if not self._leader or self._watcher not in (0, me):
                 return None
             if self._progress != self._seen:
@@ -126,8 +133,13 @@ class Leadership:
 
     def dismiss(self) -> None:
         """A worker ends, because the crew does."""
-        for station in self._stations.close():
-            self._end(station, RuntimeError("the pool was shut down"))
+        self.end(Station.end)
+
+    def end(self, how: Callable[[Station, Exception], None]) -> None:
+        """End all stations, each by *how*; those whose call is running end when it returns."""
+        error = RuntimeError("the pool was shut down")
+        for station in self._stations.close(error):
+            self._farewell(station, error, how)
 
     # The lead.
 
@@ -141,22 +153,19 @@ class Leadership:
                 return False
             else:
                 self._spread = max(self._spread, PROBE)
-            self._leader = me
+            self._leader, self._polled = me, False
             if self._watcher in (0, me):
                 self._watcher, self._called = 0, False
             return True
 
     def _lead(self, me: int) -> AnyTask | None:
         while self._work_off(me):
-            if self._stations.closed_sockets:
-                self._tell_closed()
-            if self._crew.tasks or self._crew.ending:
-                task = self._crew.try_take()
-                if task is not None or self._crew.ending:
-                    self._lay_down(me)
-                    return task
-            if not self._poll(me):
+            if self._stations.closed_sockets and not self._tell_closed(me):
                 return None
+            # Behind a poll, and what came of it: tasks that never cease do not starve the sockets.
+            task = self._crew.try_take() if self._crew.tasks and self._polled else None
+            if task is not None or self._crew.ending or not self._poll(me):
+                return task
         return None
 
     def _blocked_locked(self) -> bool:
@@ -189,16 +198,22 @@ class Leadership:
                 return False
             self._polling = True
             self._progress += 1
+            self._ready_since = self._stations.changes
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
             # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
-            batch = poller.wait_for_events(0 if self._crew.tasks else None)
+            batch = poller.wait_for_events(0 if self._crew.tasks or self._crew.ending else None)
         finally:
             with self._lock:
-                self._polling = False
+                self._polling, self._polled = False, True
                 self._progress += 1
                 self._ready.extend(batch)
-        if batch and not self._called and not self._watcher and self._crew.max_workers > 1:
+        if (
+            (batch or self._stations.closed_sockets)
+            and not self._called
+            and not self._watcher
+            and self._crew.max_workers > 1
+        ):
             self._called = True
             self._crew.nudge()
         return True
@@ -209,57 +224,73 @@ class Leadership:
         station: Station | None = None
         count, started = len(ready), time.monotonic()
         while True:
+            last = station
             with lock:
-                if station is not None:
-                    station.busy = False
-                    if station.held or stations.closed_sockets:
-                        stations.release_locked(station)
-                if self._leader != me:
-                    return False
-                if not ready:
-                    break
-                socket, events = ready.popleft()
-                self._progress += 1
-                apart = self._spread > 0
-                station = stations.claim_locked(socket, hold=apart)
-                if apart and station is not None:
-                    self._leader = 0
-            if station is None:
-                continue
-            if apart:
+                if last is not None:
+                    last.busy = False
+                    if last.held:
+                        stations.release_locked(last)
+                mine = self._leader == me
+                more = mine and bool(ready)
+                if more:
+                    socket, events = ready.popleft()
+                    self._progress += 1
+                    apart = self._spread > 0
+                    station = stations.claim_locked(socket, hold=apart)
+                    if apart and station is not None:
+                        self._leader = 0
+            if last is not None and last.farewell is not None:
+                self._farewell(last, last.farewell, Station.end)
+            if not more:
+                break
+            if station is not None and apart:
                 self._crew.nudge()
                 self._call_apart(station, socket, events)
                 return False
-            try:
-                station.call(socket, events)
-            except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-                self._report(station, error)
-        if time.monotonic() - started > SLOW * count and count and self._crew.max_workers > 1:
-            self._spread = max(self._spread, PROBE)
-        return True
+            if station is not None:
+                self._call(station, socket, events)
+        if mine and count and time.monotonic() - started > SLOW * count and self._crew.max_workers > 1:
+            with lock:
+                self._spread = max(self._spread, PROBE)
+        return mine
+
+    def _call(self, station: Station, socket: Socket, events: SocketEvent) -> None:
+        if self._stations.changes != self._ready_since:  # they were told for what was wanted then
+            events = station.fits(events)
+            if not events:
+                return
+        try:
+            station.call(socket, events)
+        except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
+            self._report(station, error)
 
     def _call_apart(self, station: Station, socket: Socket, events: SocketEvent) -> None:
         """Make a call while somebody else leads."""
         started = time.monotonic()
-        try:
-            station.call(socket, events)
-        except BaseException as error:  # noqa: BLE001 # as above
-            self._report(station, error)
+        self._call(station, socket, events)
         slow = time.monotonic() - started > SLOW
         with self._lock:
             self._stations.release_locked(station)
             self._spread = SPREAD if slow else max(self._spread - 1, 0)
+        if station.farewell is not None:
+            self._farewell(station, station.farewell, Station.end)
 
-    def _tell_closed(self) -> None:
-        for station in self._stations.take_closed():
-            self._end(station, SocketClosedError(station.socket))
+    def _tell_closed(self, me: int) -> bool:
+        """Tell of the stations whose sockets were closed; False: the lead is lost, and somebody else does the rest."""
+        while True:
+            with self._lock:
+                mine = self._leader == me
+                station = self._stations.take_closed_locked() if mine else None
+                self._progress += 1
+            if station is None:
+                return mine
+            self._farewell(station, SocketClosedError(station.socket), Station.end)
 
-    def _end(self, station: Station, error: Exception) -> None:
-        if station.on_close is not None:
-            try:
-                station.on_close(error)
-            except BaseException as problem:  # noqa: BLE001 # as above
-                self._report(station, problem)
+    def _farewell(self, station: Station, error: Exception, how: Callable[[Station, Exception], None]) -> None:
+        try:
+            how(station, error)
+        except BaseException as problem:  # noqa: BLE001 # as above
+            self._report(station, problem)
 
     def _report(self, station: Station, error: BaseException) -> None:
         station.failures += 1

@@ -181,7 +181,10 @@ class Call(Generic[T]):
 
     def run(self) -> None:
         """Its time has come."""
-        run(self._future, lambda: self._fn(*self._args))
+        # An error's traceback leads to this frame: nothing here may lead back to the future that keeps the error.
+        future, self._future = self._future, Future()
+        run(future, lambda: self._fn(*self._args))
+        del future
 
     def end(self, error: Exception) -> None:
         """Its time will not come."""

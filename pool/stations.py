@@ -20,6 +20,7 @@ from bbipc.events import SocketEvent
 from bbipc.polling.make import make_poller
 from bbipc.polling.poller import Poller
 from bbipc.polling.watch import wanted_bits
+from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool.interests import Callback
 from pool.parties import CloseHook
@@ -40,6 +41,7 @@ class Station:
         "busy",
         "held",
         "gone",
+        "farewell",
         "paused",
         "failures",
         "_events",
@@ -56,6 +58,7 @@ class Station:
         self.busy = False
         self.held = False
         self.gone = False  # out of the table, for good
+        self.farewell: Exception | None = None  # what its end is to be told as, when its call has returned
         self.failures = 0
         self._events = _NOTHING
         self.paused = False
@@ -96,6 +99,15 @@ class Station:
         """Not for users: what the kernel is to be asked for now."""
         return _NOTHING if self.paused or self.held else self._events
 
+    def end(self, error: Exception) -> None:
+        """Not for users: tell that it has ended."""
+        if self.on_close is not None:
+            self.on_close(error)
+
+    def fits(self, events: SocketEvent) -> SocketEvent:
+        """Not for users: those of *events* that it is to be called for."""
+        return events & self._events
+
     def want_locked(self, events: SocketEvent, *, paused: bool) -> None:
         """Not for users: from now on it is to be called for *events*."""
         self._events, self.paused = events, paused
@@ -116,8 +128,10 @@ class Stations:
         self.lock = threading.RLock()
         self.poller: Poller | None = None  # made with the first station
         self.closed_sockets: deque[Socket] = deque()
+        self.changes = 0  # how often something was changed; events told before are to be looked at
         self._table: dict[Socket, Station] = {}
         self._closed = False
+        self._generation = fork.generation
 
     def __len__(self) -> int:
         return len(self._table)
@@ -138,15 +152,19 @@ class Stations:
                 self.poller = make_poller()
                 self.poller.on_change = self._socket_changed
             station.want_locked(events, paused=False)
+            self.changes += 1
             self.poller.monitor_socket(station.socket, events)
             self._table[station.socket] = station
 
     def remove(self, station: Station) -> bool:
         """Take *station* out; False: it was out already."""
+        if self._generation != fork.generation:  # the lock may be held for ever, by a thread that is not here
+            return False
         with self.lock:
             if station.gone:
                 return False
             station.gone = True
+            self.changes += 1
             if self._table.get(station.socket) is station:
                 del self._table[station.socket]
                 with contextlib.suppress(KeyError, PollerClosedError):
@@ -156,8 +174,11 @@ class Stations:
 
     def change(self, station: Station, events: SocketEvent, *, paused: bool) -> None:
         """*station* is to be called for other events from now on."""
+        if self._generation != fork.generation:
+            return
         with self.lock:
             if not station.gone:
+                self.changes += 1
                 station.want_locked(events, paused=paused)
                 self._arm_locked(station)
 
@@ -184,36 +205,32 @@ class Stations:
             station.held = False
             if not station.gone:
                 self._arm_locked(station)
-        if self.closed_sockets:  # perhaps its own: a leader who waits now has left it there
-            self.wake()
 
-    def take_closed(self) -> list[Station]:
-        """Take out the stations whose sockets were closed, but for those whose call is still running."""
-        stations = []
-        with self.lock:
-            for _ in range(len(self.closed_sockets)):
-                socket = self.closed_sockets.popleft()
-                station = self._table.get(socket)
-                if station is not None and station.busy:
-                    self.closed_sockets.append(socket)  # its end is told when its call has returned
-                elif station is not None:
-                    del self._table[socket]
-                    station.gone = True
-                    stations.append(station)
-        return stations
-
-    def close(self) -> list[Station]:
-        """Take out all of them, and close the poller."""
-        with self.lock:
-            self._closed = True
-            stations = list(self._table.values())
-            self._table.clear()
-            for station in stations:
+    def take_closed_locked(self) -> Station | None:
+        """Take out a station whose socket was closed; one whose call is still running is only marked."""
+        while self.closed_sockets:
+            station = self._table.pop(self.closed_sockets.popleft(), None)
+            if station is not None:
                 station.gone = True
-            poller = self.poller
-        if poller is not None:
-            poller.close()
-        return stations
+                if not station.busy:
+                    return station
+                station.farewell = SocketClosedError(station.socket)
+        return None
+
+    def close(self, error: Exception) -> list[Station]:
+        """Take out all of them, and close the poller; those whose call is running are only marked with *error*."""
+        stations = []
+        if self._generation == fork.generation:
+            with self.lock:
+                self._closed = True
+                stations = list(self._table.values())
+                self._table.clear()
+                for station in stations:
+                    station.gone = True
+                    station.farewell = error if station.busy else None
+        if self.poller is not None:
+            self.poller.close()
+        return [station for station in stations if station.farewell is None]
 
     def wake(self) -> None:
         """End the wait of the leader.  Without a lock: also from finalizers and signal handlers."""

@@ -13,25 +13,30 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from bbipc.errors import QueueFullError
 from bbipc.events import SocketEvent
-from bbipc.polling.deadline import checked_timeout
+from bbipc.polling.deadline import checked_timeout, deadline_after, time_left
+from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool.borrowed import BorrowedMonitor
-from pool.crew import Crew, Task
+from pool.crew import Crew
 from pool.futures import chain, fail
 from pool.interests import Callback
 from pool.leader import Leadership
 from pool.parties import CloseHook
 from pool.poller_thread import PollerThread
 from pool.stations import Station, Stations
+from pool.tasks import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _counter: Final = itertools.count()
+#: as ThreadPoolExecutor: from 3.13 on those that this process may use
+_cpu_count: Final[Callable[[], int | None]] = getattr(os, "process_cpu_count", os.cpu_count)
 
 
 class Monitoring(Protocol):
@@ -97,7 +102,7 @@ class WorkerPool(Executor):
         if executor is not None and (max_workers, initializer, queue_limit) != (None, None, None):
             raise ValueError("the threads and the queue of an executor are its owner's to choose")
         if max_workers is None:
-            max_workers = min(32, (os.cpu_count() or 1) + 4)
+            max_workers = min(32, (_cpu_count() or 1) + 4)
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
@@ -117,7 +122,9 @@ class WorkerPool(Executor):
             initialize=None if initializer is None else lambda: initializer(*initargs),
         )
         self._stations = Stations()
-        self._crew.duty = Leadership(self._crew, self._stations)
+        self._leadership = Leadership(self._crew, self._stations)
+        self._crew.duty = self._leadership
+        self._generation = fork.generation
         # By these names CPython's own tests of executors look at one.
         self._max_workers = max_workers
         self._threads = self._crew.threads
@@ -210,11 +217,15 @@ class WorkerPool(Executor):
         """
         self._check_open()
         if self._executor is not None:
-            return BorrowedMonitor(self.poller_thread, self._executor, socket, events, fn, on_close)
+            return BorrowedMonitor(self.poller_thread, self, self._executor, socket, fn, on_close).begin(events)
         station = Station(self._stations, self, socket, fn, on_close)
         self._stations.add(station, events)
-        if self._crew.duty.wanted():
-            self._crew.nudge()
+        try:
+            if self._crew.duty.wanted():
+                self._crew.nudge()
+        except BaseException:  # there is no thread to be had
+            station.cancel()
+            raise
         return station
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
@@ -226,22 +237,39 @@ class WorkerPool(Executor):
 
         :raises ValueError: a negative or NaN timeout
         """
-        limit = checked_timeout(timeout)
+        deadline = deadline_after(checked_timeout(timeout))
+        if self._generation != fork.generation:
+            self._crew.ending = True
+            self._stations.close(RuntimeError("the pool belongs to the process that forked this one"))
+            return
+        self._end_stations()
         self._crew.end()
-        self._crew.duty.dismiss()
         if cancel_futures:
-            for task in self._crew.drain():
-                task.future.cancel()
-        if self._owns_poller_thread and self._poller_thread is not None:
-            self._poller_thread.close(0 if not wait else limit)
+            self._crew.cancel_all()
+        with self._lock:
+            poller_thread = self._poller_thread if self._owns_poller_thread else None
+        if poller_thread is not None:
+            poller_thread.close(None if deadline is None and wait else time_left(deadline) if wait else 0)
         if wait:
-            self._crew.join(limit)
+            self._crew.join(None if deadline is None else time_left(deadline))
+
+    def _end_stations(self) -> None:
+        """End all monitors; what is to be called then is called on workers, as it may block."""
+        self._leadership.end(self._end_apart)
+
+    def _end_apart(self, station: Station, error: Exception) -> None:
+        if station.on_close is None:
+            return
+        try:
+            self._crew.put(Task(Future(), partial(station.end, error)), None, urgent=True)
+        except RuntimeError:  # there are no workers any more
+            station.end(error)
 
     def stats(self) -> PoolStats:
         """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
         crew = self._crew
         threads = sum(thread.is_alive() for thread in tuple(crew.threads))
-        return PoolStats(crew.max_workers, threads, crew.idle(), len(crew.tasks), len(self._stations))
+        return PoolStats(crew.max_workers, threads, min(crew.idle(), threads), len(crew.tasks), len(self._stations))
 
     def _check_open(self) -> None:
         self._crew.check()
@@ -255,7 +283,7 @@ class WorkerPool(Executor):
                 self._crew.put(Task(future, lambda: fn(socket, events, *args)), None, urgent=True)
             elif future.set_running_or_notify_cancel():
                 chain(self._executor.submit(fn, socket, events, *args), future)
-        except RuntimeError as error:  # shut down meanwhile
+        except BaseException as error:  # noqa: BLE001 # shut down meanwhile, or an executor that takes nothing
             if future.running():
                 future.set_exception(error)
             else:

@@ -1,0 +1,148 @@
+"""AcceptQueue: several who wait for the next connection of one server, one connection each.
+
+Law of this file: see ``socket_queue.py``.  They are served in the order of their calls.  A future is claimed before
+its connection is accepted, so one that was cancelled never swallows a connection; and it is claimed only while a
+connection is there, so cancelling works until then.  (Where another process takes that connection first, the future
+goes on waiting, claimed: it cannot be cancelled any more, but its time may still run out.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Final
+
+from bbipc.errors import NoConnectionAvailableError, PollerClosedError
+from bbipc.events import SocketEvent
+from bbipc.sockets.server import StreamServer
+from bbipc.sockets.stream import StreamSocket
+from pool.afterwards import Afterwards
+from pool.polling_loop import PollingLoop
+from pool.socket_queue import SocketQueue
+
+#: connections accepted for one server before the poller thread turns to the next socket
+TURN: Final = 64
+
+
+class Waiting:
+    """One who waits."""
+
+    __slots__ = ("future", "timer", "claimed")
+
+    def __init__(self) -> None:
+        self.future: Future[StreamSocket] = Future()
+        self.timer: Future[None] | None = None
+        self.claimed = False
+
+    def claim(self) -> bool:
+        """Whether he still wants it."""
+        self.claimed = self.claimed or self.future.set_running_or_notify_cancel()
+        return self.claimed
+
+
+class AcceptQueue(SocketQueue):
+    """Who waits for *server*.  *on_end*: called when the server, or the poller thread, is closed."""
+
+    def __init__(self, server: StreamServer, loop: PollingLoop, on_end: Callable[[StreamServer], object]) -> None:
+        super().__init__(server, loop, SocketEvent.CONNECTION_AVAILABLE)
+        self._server = server
+        self._on_end = on_end
+        self._queue: OrderedDict[Waiting, None] = OrderedDict()
+
+    def ask(self, limit: float | None) -> Future[StreamSocket]:
+        """The future of one connection."""
+        waiting = Waiting()
+        self._exclusively(lambda after: self._ask_locked(waiting, limit, after))
+        return waiting.future
+
+    def end(self, error: Exception) -> None:
+        """The server, or the poller thread, is closed."""
+
+        def step(after: Afterwards) -> None:
+            self._monitor, self._armed = None, False
+            while self._queue:
+                self._fail_locked(next(iter(self._queue)), error, after)
+            after.add(self._on_end, self._server)
+
+        self._exclusively(step)
+
+    def _ask_locked(self, waiting: Waiting, limit: float | None, after: Afterwards) -> None:
+        self._queue[waiting] = None
+        try:
+            if len(self._queue) == 1:
+                self._accept_locked(after)
+            if waiting not in self._queue:
+                return
+            if limit == 0:
+                raise _late(0)
+            self._arm_locked()
+            if limit is not None:
+                waiting.timer = self._loop.call_later(limit, self._expire, waiting, limit)
+            waiting.future.add_done_callback(partial(self._done, waiting))
+        except (OSError, RuntimeError) as error:
+            self._fail_locked(waiting, error, after)
+            if self._monitor is None:  # nobody would tell of the server's end
+                after.add(self._on_end, self._server)
+        except BaseException:  # Ctrl-C: somebody of whom nobody knows would swallow a connection
+            self._queue.pop(waiting, None)
+            raise
+
+    def _turn_locked(self, after: Afterwards) -> None:
+        if self._queue:
+            self._accept_locked(after)
+        else:
+            self._pause_locked()
+
+    def _accept_locked(self, after: Afterwards) -> None:
+        """Serve those for whom there is a connection, TURN at most."""
+        for _ in range(TURN):
+            if not self._queue:
+                return
+            head = next(iter(self._queue))
+            try:
+                if not self._server.connection_available():
+                    return
+                if head.claim():
+                    after.add(head.future.set_result, self._server.accept_connection())
+                self._remove_locked(head, after)
+            except NoConnectionAvailableError:
+                return
+            except OSError as error:
+                self._fail_locked(head, error, after)
+
+    def _remove_locked(self, waiting: Waiting, after: Afterwards) -> None:
+        del self._queue[waiting]
+        if waiting.timer is not None:
+            after.add(waiting.timer.cancel)
+
+    def _fail_locked(self, waiting: Waiting, error: Exception, after: Afterwards) -> None:
+        self._remove_locked(waiting, after)
+        if waiting.claim():
+            after.add(waiting.future.set_exception, error)
+
+    def _expire(self, waiting: Waiting, limit: float) -> None:
+        def step(after: Afterwards) -> None:
+            if waiting in self._queue:
+                self._fail_locked(waiting, _late(limit), after)
+
+        self._exclusively(step)
+
+    def _done(self, waiting: Waiting, future: Future[StreamSocket]) -> None:
+        """A callback of the future: if it was cancelled, take it out and let its waiters know."""
+        if not future.cancelled():
+            return
+
+        def step(after: Afterwards) -> None:
+            if waiting in self._queue:
+                self._remove_locked(waiting, after)
+                after.add(future.set_running_or_notify_cancel)
+
+        with contextlib.suppress(PollerClosedError):
+            self._exclusively(step)
+
+
+def _late(limit: float) -> TimeoutError:
+    return TimeoutError(f"no connection came within {limit:g} s")

@@ -1,0 +1,206 @@
+"""Accepting: the doors of a server, and when they stay shut.
+
+Law of this file: connections are accepted on the poller thread, ``TURN`` at most before it looks at its other sockets,
+and handed on at once.  Any thread may tell that a connection has left, and close the doors.  Nothing here waits.
+
+The doors are shut, that is the monitors paused and the peers left in the kernel's backlog, for two reasons:
+
+- *full*: there are as many connections as there may be.  Until one leaves.
+- *short*: the system is out of something.  For ``PAUSE`` seconds; then it is tried again.
+
+Out of descriptors (EMFILE, ENFILE) the peers that wait are turned away first, with the spare number
+(``bbipc/sockets/spare.py``): they see an end at once, and may go elsewhere.  Has somebody stolen that number, it is
+tried again ``SOON``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from bbipc.errors import NoConnectionAvailableError, PollerClosedError, SocketClosedError
+from bbipc.events import SocketEvent
+from bbipc.sockets.base import Socket
+from bbipc.sockets.server import StreamServer
+from bbipc.sockets.spare import SpareNumber
+from bbipc.sockets.stream import StreamSocket
+from pool.parties import Monitor
+from pool.polling_loop import PollingLoop
+from pool.seldom import Seldom
+
+#: connections accepted, or turned away, of one listening socket before the others have their turn
+TURN: Final = 64
+#: seconds that the doors stay shut when the system is out of something
+PAUSE: Final = 0.1
+#: the same when others have taken the spare number: nobody can be turned away before we have one again
+SOON: Final = 0.01
+
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+logger = logging.getLogger(__name__)
+
+
+class Accepting:
+    """Accepts at *servers*, on the thread of *loop*.
+
+    *take*: called there with every connection; what it raises as OSError or RuntimeError closes the connection.
+    *limit*: how many connections may be there at once, ``None``: any number.  *on_end*: called when the loop was closed
+    and nobody can be accepted any more.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[StreamServer],
+        loop: PollingLoop,
+        take: Callable[[StreamSocket], object],
+        *,
+        limit: int | None,
+        on_end: Callable[[Exception], object],
+    ) -> None:
+        self.accepted = 0  # these three are the poller thread's
+        self.shed = 0
+        self.refused = 0
+        self._servers = tuple(servers)
+        self._loop = loop
+        self._take = take
+        self._limit = limit
+        self._on_end = on_end
+        self._spare = SpareNumber()
+        self._warnings = Seldom()
+        self._lock = threading.RLock()  # taken before the loop's; guards what follows
+        self._monitors: list[Monitor] = []
+        self._inside = 0
+        self._full = False
+        self._short = False
+        self._closed = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether the doors are shut just now."""
+        return self._full or self._short
+
+    def open(self) -> None:
+        """Begin.
+
+        :raises SocketClosedError: a server is closed
+        :raises PollerClosedError: the loop is closed
+        :raises OSError: the kernel has no room for it
+        """
+        self._spare.take()
+        for server in self._servers:
+            monitor = self._loop.monitor(
+                server,
+                SocketEvent.CONNECTION_AVAILABLE,
+                partial(self._turn, server),
+                on_close=self._ended,
+            )
+            with self._lock:  # where the doors were shut meanwhile, this one's first turn finds out
+                self._monitors.append(monitor)
+
+    def close(self) -> None:
+        """Accept nobody any more, and close the servers: who calls is refused.  Idempotent; any thread."""
+        with self._lock:
+            self._closed = True
+        self._spare.close()
+        for server in self._servers:
+            server.close()
+
+    def left(self) -> None:
+        """One connection is gone: there is room for another."""
+        with self._lock:
+            self._inside -= 1
+            if self._full:
+                self._full = False
+                self._move_doors_locked()
+
+    # The poller thread.
+
+    def _turn(self, server: StreamServer, _socket: Socket, _events: SocketEvent) -> None:
+        for _ in range(TURN):
+            if not self._has_room():
+                return
+            try:
+                stream = server.accept_connection()
+            except (NoConnectionAvailableError, SocketClosedError):
+                return
+            except OSError as error:
+                self._starve(server, error)
+                return
+            if not self._admit(stream):
+                return
+
+    def _has_room(self) -> bool:
+        with self._lock:
+            if self._limit is not None and self._inside >= self._limit:
+                self._full = True
+            if self.paused:
+                self._move_doors_locked()
+            return not (self.paused or self._closed)
+
+    def _admit(self, stream: StreamSocket) -> bool:
+        """Hand *stream* on; False: nobody takes it, nor the next one."""
+        with self._lock:
+            self._inside += 1
+        self.accepted += 1
+        try:
+            self._take(stream)
+        except (OSError, RuntimeError) as error:
+            stream.close()
+            self.left()
+            self.refused += 1
+            self._shut_for(PAUSE)
+            self._warn("a connection was refused: %s", error)
+            return False
+        return True
+
+    def _starve(self, server: StreamServer, error: OSError) -> None:
+        """The system is out of something."""
+        turned_away = 0
+        if error.errno in _OUT_OF_DESCRIPTORS:
+            turned_away = self._spare.turn_away(server, TURN)
+            self.shed += turned_away
+        self._shut_for(PAUSE if self._spare.held else SOON)
+        self._warn("no connection can be accepted (%d were turned away): %s", turned_away, error.strerror)
+
+    def _shut_for(self, seconds: float) -> None:
+        with self._lock:
+            self._short = True
+            self._move_doors_locked()
+        with contextlib.suppress(PollerClosedError):
+            self._loop.call_later(seconds, self._try_again)
+
+    def _try_again(self) -> None:
+        self._spare.take()
+        try:
+            with self._lock:
+                self._short = False
+                self._move_doors_locked()
+        except OSError as error:  # epoll has no room for them
+            self._shut_for(PAUSE)
+            self._warn("no connection can be accepted: %s", error.strerror)
+
+    def _ended(self, error: Exception) -> None:
+        """A server, or the loop, is closed."""
+        if isinstance(error, PollerClosedError) and not self._closed:
+            self._on_end(error)
+
+    def _move_doors_locked(self) -> None:
+        """Let the monitors know whether the doors are shut.
+
+        :raises OSError: the kernel has no room for it
+        """
+        for monitor in self._monitors:
+            if self.paused:
+                monitor.pause()
+            else:
+                monitor.resume()
+
+    def _warn(self, text: str, *facts: object) -> None:
+        kept_out = self._warnings.ask()
+        if kept_out is not None:
+            logger.warning(f"{text}; %d such warnings were left out", *facts, kept_out)

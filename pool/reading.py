@@ -1,0 +1,199 @@
+"""ReadingHalf: reads of a stream, at once or in turn.
+
+Law of this file: see ``stream_half.py``.  A read that nobody waits before is tried in the calling thread; the others
+are served in the order of their calls by the poller thread, 64 KiB a turn, so that a greedy peer starves nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future
+from typing import Final
+
+from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.events import SocketEvent
+from bbipc.sockets.stream import StreamSocket
+from pool.afterwards import Afterwards
+from pool.futures import fail, failed, finished
+from pool.polling_loop import PollingLoop
+from pool.stream_half import StreamHalf
+from pool.stream_reads import ReadQueue, Request
+
+#: bytes taken from the kernel for one stream before the poller thread turns to the next
+TURN: Final = 64 * 1024
+#: bytes that a caller may take for himself before he has to stand in line: the lock is his meanwhile
+AT_ONCE: Final = 1024 * 1024
+#: a failed connect is no disconnect, and DATA_AVAILABLE alone never tells of an end
+_EVENTS: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED | SocketEvent.CONNECTION_FAILED
+
+
+class ReadingHalf(StreamHalf):
+    """The direction towards us."""
+
+    def __init__(self, stream: StreamSocket, loop: PollingLoop) -> None:
+        super().__init__(stream, loop, _EVENTS)
+        self._queue = ReadQueue()
+
+    @property
+    def waiting(self) -> int:
+        """How many reads wait."""
+        return len(self._queue)
+
+    def ask(self, request: Request, timeout: float | None) -> Future[bytes]:
+        """The future of *request*."""
+        limit = self._limit(timeout)
+        with self._lock:
+            if self._busy:
+                return self._ask_soon(request, limit)
+            try:
+                self._busy = True
+                return self._ask_locked(request, limit)
+            finally:
+                self._busy = False
+
+    def end(self, error: Exception) -> None:
+        """The stream, or the poller thread, is closed: nobody will be served any more."""
+
+        def step(after: Afterwards) -> None:
+            self._monitor, self._armed = None, False
+            if isinstance(error, SocketClosedError):
+                self._queue.buffer.clear()
+            self._queue.fail(error, after)
+
+        self._exclusively(step)
+
+    def _ask_locked(self, request: Request, limit: float | None) -> Future[bytes]:
+        if not self._queue:
+            try:
+                data = self._at_once_locked(request)
+            except (OSError, EOFError, ValueError) as error:
+                return failed(error)
+            if data is not None:
+                return finished(data)
+        if limit == 0:
+            return failed(_late(0))
+        future: Future[bytes] = Future()
+        try:
+            self._enqueue_locked(request, future, limit)
+        except (OSError, RuntimeError) as error:
+            return failed(error)
+        return future
+
+    def _at_once_locked(self, request: Request) -> bytes | None:
+        """The answer to *request*, if it is there."""
+        buffer = self._queue.buffer
+        if self._stream.closed:
+            raise SocketClosedError(self._stream)
+        budget = AT_ONCE
+        while not request.ready(buffer, False):
+            wanted = min(request.lacks(len(buffer)), budget)
+            data = self._receive_locked(wanted) if wanted else None
+            if data is None:
+                return None
+            if not data:
+                request.ready(buffer, True)
+                break
+            if not buffer and request.fits(data):
+                self._torn = False
+                return data
+            buffer += data
+            self._torn = False
+            budget -= len(data)
+        self._torn = False
+        return request.take(buffer)
+
+    def _receive_locked(self, size: int) -> bytes | None:
+        """Read from the kernel.  ``_torn`` is set from here until the caller has put the bytes where they belong."""
+        if self._torn:
+            raise self._tear()
+        try:
+            self._torn = True
+            data = self._stream.read(size)
+        except OSError:
+            self._torn = False
+            raise
+        if data is None:
+            self._torn = False
+        return data
+
+    def _enqueue_locked(self, request: Request, future: Future[bytes], limit: float | None) -> None:
+        """*request* waits behind the others; if that cannot be, nothing of it is left."""
+        request.future = future
+        try:
+            self._queue.add(request)
+            self._arm_locked()
+            if limit is not None:
+                request.timer = self._loop.call_later(limit, self._expire, request, limit)
+            future.add_done_callback(lambda done: self._done(request, done))
+        except BaseException:  # Ctrl-C as well: a request that nobody knows of would swallow bytes
+            self._queue.drop(request)
+            request.future = None
+            raise
+
+    def _turn_locked(self, after: Afterwards) -> None:
+        if not self._queue:
+            self._pause_locked()
+            return
+        budget = TURN
+        try:
+            while budget:
+                wanted = min(self._queue.lacks(), budget)
+                data = self._receive_locked(wanted) if wanted else None
+                if data is None:
+                    return
+                self._queue.feed(data, after)
+                self._torn = False
+                if len(data) < wanted:  # that was all, or the end
+                    return
+                budget -= len(data)
+        except OSError as error:
+            self._queue.fail(error, after)
+
+    def _done(self, request: Request, future: Future[bytes]) -> None:
+        """A callback of the future: if it was cancelled, take the request back and let its waiters know."""
+        if not future.cancelled():
+            return
+
+        def step(after: Afterwards) -> None:
+            if self._queue.drop(request):
+                after.add(future.set_running_or_notify_cancel)
+                if request.timer is not None:
+                    after.add(request.timer.cancel)
+                if self._queue and self._queue.buffer:  # what was too little for this one may do for the next
+                    after.add(self._soon, self._queue.serve)
+
+        with contextlib.suppress(PollerClosedError):
+            self._exclusively(step)
+
+    def _expire(self, request: Request, limit: float) -> None:
+        """Its time is up."""
+
+        def step(after: Afterwards) -> None:
+            if self._queue.drop(request):
+                assert request.future is not None
+                after.add(fail, request.future, _late(limit))
+                self._queue.serve(after)
+
+        self._exclusively(step)
+
+    def _ask_soon(self, request: Request, limit: float | None) -> Future[bytes]:
+        """On re-entry: what ``ask`` does, on the poller thread."""
+        future: Future[bytes] = Future()
+
+        def step(after: Afterwards) -> None:
+            try:
+                self._enqueue_locked(request, future, limit)
+            except (OSError, RuntimeError) as error:
+                after.add(fail, future, error)
+            else:
+                self._queue.serve(after)
+
+        try:
+            self._loop.call_later(0, self._exclusively, step)
+        except PollerClosedError as error:
+            return failed(error)
+        return future
+
+
+def _late(limit: float) -> TimeoutError:
+    return TimeoutError(f"what was to be read has not come within {limit:g} s")

@@ -1,0 +1,230 @@
+"""What is to be sent on a stream, and who is told when: the bytes and the order, without any I/O.
+
+Law of this file: no system call, no lock, no thread: whoever owns a WriteQueue holds its lock in every call.  Futures
+are claimed here, together with the first byte that is handed out; they are settled afterwards.
+
+    promised   bytes of writes whose futures are done: ours, at most ``limit`` of them
+    held       writes that wait, each with its caller's own buffer; the first one may have been sent in part
+    waiters    flush, shutdown_write, close: each waits until so many bytes were sent
+
+All is sent in the order of the calls, promised before held.  As soon as what is left of the first held write fits
+under the limit, it is copied and promised: its future is done, its buffer is the caller's again.  So what is held is
+always more than would fit, and our memory is bounded by the limit, not by what callers want to send.
+
+A write is taken back whole or not at all: only while no byte of it was handed out.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from concurrent.futures import Future
+from typing import Final
+
+from typing_extensions import Buffer
+
+from pool.afterwards import Afterwards
+from pool.told import with_facts
+
+#: bytes handed to the kernel in one turn; with less than a local socket's buffer (208 KiB) the kernel would idle
+CHUNK: Final = 256 * 1024
+
+
+class Held:
+    """A write that waits.
+
+    ``view``: what is left of the caller's buffer.  ``started``: its future was claimed, it cannot be cancelled any
+    more.
+    """
+
+    __slots__ = ("future", "view", "size", "started", "serial", "timer")
+
+    def __init__(self, view: memoryview, size: int) -> None:
+        self.future: Future[int] = Future()
+        self.view = view
+        self.size = size
+        self.started = len(view) < size and self.future.set_running_or_notify_cancel()
+        self.serial = 0
+        self.timer: Future[None] | None = None
+
+    @property
+    def sent(self) -> int:
+        """How many bytes of it the kernel has taken."""
+        return self.size - len(self.view)
+
+    def claim(self) -> bool:
+        """Whether it is to be sent: False: it was cancelled."""
+        self.started = self.started or self.future.set_running_or_notify_cancel()
+        return self.started
+
+    def advance(self, count: int) -> None:
+        """The kernel has taken *count* bytes more."""
+        view, self.view = self.view, self.view[count:]
+        view.release()
+
+    def let_go(self, after: Afterwards) -> None:
+        """Its buffer is the caller's again, its time does not matter any more."""
+        self.view.release()
+        if self.timer is not None:
+            after.add(self.timer.cancel)
+
+
+class Kind(enum.Enum):
+    """What a waiter waits to do."""
+
+    FLUSH = "flush"
+    SHUTDOWN = "shutdown_write"
+    CLOSE = "close"
+
+
+class Waiter:
+    """Something to be done when ``goal`` bytes were sent."""
+
+    __slots__ = ("future", "kind", "goal", "serial", "timer")
+
+    def __init__(self, kind: Kind) -> None:
+        self.future: Future[None] = Future()
+        self.kind = kind
+        self.goal = 0
+        self.serial = 0
+        self.timer: Future[None] | None = None
+
+
+class WriteQueue:
+    """What is to be sent, in its order."""
+
+    __slots__ = ("limit", "_promised", "_held", "_held_bytes", "_waiters", "_sent", "_serial")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._promised = bytearray()
+        self._held: OrderedDict[Held, None] = OrderedDict()
+        self._held_bytes = 0
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._sent = 0
+        self._serial = 0
+
+    @property
+    def pending(self) -> int:
+        """How many bytes are to be sent."""
+        return len(self._promised) + self._held_bytes
+
+    @property
+    def promised(self) -> int:
+        """How many of them belong to writes whose futures are done."""
+        return len(self._promised)
+
+    @property
+    def ending(self) -> bool:
+        """Whether somebody waits to shut our sending down."""
+        return any(waiter.kind is not Kind.FLUSH for waiter in self._waiters)
+
+    def promise(self, rest: Buffer) -> bool:
+        """Copy *rest* behind all others, if it fits under the limit."""
+        with memoryview(rest) as view:
+            if self.pending + len(view) > self.limit:
+                return False
+            self._promised += view
+        return True
+
+    def hold(self, held: Held) -> None:
+        """*held* waits behind all others."""
+        self._serial = held.serial = self._serial + 1
+        self._held[held] = None
+        self._held_bytes += len(held.view)
+
+    def wait(self, waiter: Waiter) -> None:
+        """*waiter* waits until all that is pending now was sent."""
+        self._serial = waiter.serial = self._serial + 1
+        waiter.goal = self._sent + self.pending
+        self._waiters[waiter] = None
+
+    def next_bytes(self, after: Afterwards) -> Buffer | None:
+        """What to hand to the kernel next; of a held write a view, to be released."""
+        if self._promised:
+            return self._promised
+        while self._held:
+            head = next(iter(self._held))
+            if head.claim():
+                return head.view[:CHUNK]
+            self._remove(head, after)
+        return None
+
+    def taken(self, count: int, after: Afterwards) -> None:
+        """The kernel has taken *count* bytes of what :meth:`next_bytes` gave last."""
+        self._sent += count
+        if self._promised:
+            del self._promised[:count]
+        elif count:
+            next(iter(self._held)).advance(count)
+            self._held_bytes -= count
+        self.promise_more(after)
+
+    def promise_more(self, after: Afterwards) -> None:
+        """Promise those held writes that fit under the limit by now."""
+        while self._held:
+            head = next(iter(self._held))
+            if len(self._promised) + len(head.view) > self.limit:
+                return
+            if not head.claim():
+                self._remove(head, after)
+                continue
+            self._promised += head.view
+            self._held_bytes -= len(head.view)
+            del self._held[head]
+            after.add(head.future.set_result, head.size)
+            head.let_go(after)
+
+    def withdraw(self, held: Held, after: Afterwards) -> bool:
+        """Take back *held*, of which nothing was sent; False: somebody else has taken it out."""
+        if held not in self._held:
+            return False
+        self._remove(held, after)
+        return True
+
+    def __contains__(self, item: Held | Waiter) -> bool:
+        return item in (self._held if isinstance(item, Held) else self._waiters)
+
+    def drop(self, waiter: Waiter, after: Afterwards) -> bool:
+        """Take out *waiter*; False: somebody else has, and settles it."""
+        if waiter not in self._waiters:
+            return False
+        del self._waiters[waiter]
+        if waiter.timer is not None:
+            after.add(waiter.timer.cancel)
+        return True
+
+    def reached(self, after: Afterwards) -> list[Waiter]:
+        """Take out the waiters whose time has come."""
+        found = []
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            if waiter.goal > self._sent:
+                break
+            self.drop(waiter, after)
+            found.append(waiter)
+        return found
+
+    def fail(self, error: Exception, after: Afterwards) -> list[Waiter]:
+        """Nothing more can be sent: every held write fails with *error*; all waiters, for the caller to deal with."""
+        self._promised.clear()
+        self._held_bytes = 0
+        while self._held:
+            held, _ = self._held.popitem(last=False)
+            if held.claim():
+                after.add(held.future.set_exception, with_facts(error, sent=held.sent, unsent=len(held.view)))
+            held.let_go(after)
+        waiters = list(self._waiters)
+        for waiter in waiters:
+            self.drop(waiter, after)
+        return waiters
+
+    def _remove(self, held: Held, after: Afterwards) -> None:
+        """*held* is not sent: those behind it wait for so much less."""
+        del self._held[held]
+        left = len(held.view)
+        self._held_bytes -= left
+        for waiter in self._waiters:
+            if waiter.serial > held.serial:
+                waiter.goal -= left
+        held.let_go(after)

@@ -1,0 +1,28 @@
+"""One error, told to many: each owner of a future is given his own.
+
+Law of this file: pure.  An exception that is raised gathers the traceback, the context and the notes of whoever raises
+it; the same object in two futures would be written to by two threads.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
+
+
+def again(error: E) -> E:
+    """*error* for one more owner, with the same facts and the same cause."""
+    other = copy.copy(error)
+    if "socket" in vars(error):  # it does not travel through copy, as it does not through pickle
+        vars(other)["socket"] = vars(error)["socket"]
+    other.__cause__ = error.__cause__ or error
+    return other
+
+
+def with_facts(error: E, *, sent: int, unsent: int) -> E:
+    """*error* for the owner of a write: *sent* bytes of it are with the kernel, *unsent* are not."""
+    other = again(error)
+    vars(other).update(sent=sent, unsent=unsent)
+    return other
