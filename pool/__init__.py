@@ -1,1 +1,20 @@
-"""pool: threads that turn the readiness of bbipc's sockets into futures, callbacks and work for workers."""
+"""pool: threads that turn the readiness of bbipc's sockets into futures, callbacks and work for workers.
+
+Start with ``docs/futures-and-workers.md``.
+"""
+
+from pool.future_stream import FutureStream
+from pool.parties import Monitor
+from pool.poller_thread import PollerThread
+from pool.stream_file import StreamFile
+from pool.worker_pool import Monitoring, PoolStats, WorkerPool
+
+__all__ = [
+    "FutureStream",
+    "Monitor",
+    "Monitoring",
+    "PollerThread",
+    "PoolStats",
+    "StreamFile",
+    "WorkerPool",
+]

@@ -201,10 +201,12 @@ class Crew:
         self._tokens.put(None)
 
     def drain(self) -> list[AnyTask]:
-        """Take all tasks out of the queue."""
+        """Take the tasks out of the queue, all but those that have to be done."""
         with self._lock:
-            tasks = list(self.tasks)
+            tasks = [task for task in self.tasks if not task.obligatory]
+            kept = [task for task in self.tasks if task.obligatory]
             self.tasks.clear()
+            self.tasks.extend(kept)
             return tasks
 
     def cancel_all(self) -> None:
@@ -217,12 +219,13 @@ class Crew:
         task.future.cancel()
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the threads to end, but for the calling one, and those that wait here themselves; whether they have."""
+        """Wait for the threads to end, all but the calling one and whoever else waits here; whether they have."""
         deadline = None if timeout is None else time.monotonic() + timeout
         me = threading.current_thread()
         with self._lock:
-            others = self.threads - self._joining - {me}
-            if me in self.threads:
+            others = self.threads - {me}
+            if me in self.threads:  # workers that wait for each other would do so for ever
+                others -= self._joining
                 self._joining.add(me)
         for thread in others:
             thread.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))

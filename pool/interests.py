@@ -122,9 +122,25 @@ class Interests:
                 return False
             self.direct.pop(socket, None)  # first of all: whatever interrupts this, nobody is called any more
             interest.parties = tuple([other for other in interest.parties if other is not party])
-            with contextlib.suppress(KeyError, OSError, PollerClosedError):
-                self._arm_locked(interest)
+            try:
+                self._arm_as_possible_locked(interest)
+            except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+                self._arm_as_possible_locked(interest)
+                raise
             return True
+
+    def arm_anew(self, socket: Socket) -> None:
+        """Events of *socket* were told that nobody wants: let the poller know once more.
+
+        A Ctrl-C between what the table says and what the poller was told can leave the two apart, and so can a kernel
+        that has no room.  Nobody would notice but the poller thread, which would be told again and again.
+        """
+        with self.lock:
+            interest = self._table.get(socket)
+            if interest is None:
+                interest = Interest(socket)
+            interest.asked = UNKNOWN
+            self._arm_as_possible_locked(interest)
 
     def change(self, socket: Socket, party: Party, wanted: int) -> None:
         """*party* waits for other events from now on; nothing happens if it is out of the table."""
@@ -158,6 +174,11 @@ class Interests:
         with self.lock:
             return [party for socket in list(self._table) for party in self.take(socket)]
 
+    def _arm_as_possible_locked(self, interest: Interest) -> None:
+        # KeyError, SocketClosedError: the socket was closed, and has left the poller; the closer tells its parties.
+        with contextlib.suppress(KeyError, OSError, PollerClosedError):
+            self._arm_locked(interest)
+
     def _arm_locked(self, interest: Interest) -> None:
         """Let the poller, and the short cut, know what is wanted of a socket now.
 
@@ -169,6 +190,9 @@ class Interests:
         wanted = 0
         for party in parties:
             wanted |= party.wanted
+        if not parties and interest.asked == ABSENT:
+            self._table.pop(socket, None)
+            return
         self._ask_poller_locked(interest, wanted)
         if not parties:
             self._table.pop(socket, None)
@@ -188,10 +212,15 @@ class Interests:
                 self.poller.monitor_socket(socket, EVENTS[wanted])
             else:
                 self._ask_for_others_locked(socket, wanted, unsure=asked == UNKNOWN)
-        except OSError:
+        except (OSError, PollerClosedError):
             interest.asked = asked  # the poller does all of it or nothing
             raise
-        interest.asked = wanted if interest.parties else ABSENT
+        except KeyError:  # it has left the poller: it was closed
+            interest.asked = asked if interest.parties else ABSENT
+            if interest.parties:
+                raise
+        else:
+            interest.asked = wanted if interest.parties else ABSENT
 
     def _ask_for_others_locked(self, socket: Socket, wanted: int, *, unsure: bool) -> None:
         assert self.poller is not None, "the thread has not been started"

@@ -30,13 +30,14 @@ poller's, a socket's.  Nothing is asked of the crew while it is held.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
 from pool import reports
@@ -48,8 +49,9 @@ from pool.tasks import AnyTask
 WATCH: Final = 0.005
 #: after so many looks without anything new the watcher sleeps
 LOOKS: Final = 20
-#: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over
-SLOW: Final = 0.001
+#: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over.  Without a GIL calls
+#: that only compute run side by side as well, so there it pays earlier
+SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
 #: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
 PROBE: Final = 4
 SPREAD: Final = 64
@@ -135,11 +137,10 @@ class Leadership:
         """A worker ends, because the crew does."""
         self.end(Station.end)
 
-    def end(self, how: Callable[[Station, Exception], None]) -> None:
+    def end(self, how: Callable[[Station], None]) -> None:
         """End all stations, each by *how*; those whose call is running end when it returns."""
-        error = RuntimeError("the pool was shut down")
-        for station in self._stations.close(error):
-            self._farewell(station, error, how)
+        for station in self._stations.close():
+            self._farewell(station, how)
 
     # The lead.
 
@@ -160,7 +161,7 @@ class Leadership:
 
     def _lead(self, me: int) -> AnyTask | None:
         while self._work_off(me):
-            if self._stations.closed_sockets and not self._tell_closed(me):
+            if self._stations.some_departed() and not self._tell_departed(me):
                 return None
             # Behind a poll, and what came of it: tasks that never cease do not starve the sockets.
             task = self._crew.try_take() if self._crew.tasks and self._polled else None
@@ -208,87 +209,103 @@ class Leadership:
                 self._polling, self._polled = False, True
                 self._progress += 1
                 self._ready.extend(batch)
-        if (
-            (batch or self._stations.closed_sockets)
-            and not self._called
-            and not self._watcher
-            and self._crew.max_workers > 1
-        ):
+        if batch:
+            self._call_watch()
+        return True
+
+    def _call_watch(self) -> None:
+        """User code is about to be called: somebody is to watch."""
+        if not (self._called or self._watcher):
             self._called = True
             self._crew.nudge()
-        return True
 
     def _work_off(self, me: int) -> bool:
         """Make the calls of all that is ready; False: the lead is lost, or was laid down."""
         lock, ready, stations = self._lock, self._ready, self._stations
+        table = stations.table
         station: Station | None = None
         count, started = len(ready), time.monotonic()
         while True:
-            last = station
             with lock:
-                if last is not None:
-                    last.busy = False
-                    if last.held:
-                        stations.release_locked(last)
+                if station is not None:
+                    station.busy = False
+                    if station.held or station.farewell is not None:
+                        stations.release_locked(station)
                 mine = self._leader == me
-                more = mine and bool(ready)
-                if more:
-                    socket, events = ready.popleft()
-                    self._progress += 1
-                    apart = self._spread > 0
-                    station = stations.claim_locked(socket, hold=apart)
-                    if apart and station is not None:
-                        self._leader = 0
-            if last is not None and last.farewell is not None:
-                self._farewell(last, last.farewell, Station.end)
-            if not more:
-                break
-            if station is not None and apart:
-                self._crew.nudge()
-                self._call_apart(station, socket, events)
+                if not mine or not ready:
+                    break
+                socket, events = ready.popleft()
+                self._progress += 1
+                station = table.get(socket)
+                if station is None:
+                    continue
+                if station.busy or station.paused or self._spread:
+                    apart, station = self._part_locked(station), None
+                else:
+                    apart = None
+                    station.busy = True
+            if apart is not None:
+                self._call_apart(apart, socket, events)
                 return False
             if station is not None:
-                self._call(station, socket, events)
-        if mine and count and time.monotonic() - started > SLOW * count and self._crew.max_workers > 1:
-            with lock:
-                self._spread = max(self._spread, PROBE)
+                if stations.changes == self._ready_since:
+                    try:
+                        station.call(socket, events)
+                    except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
+                        self._report(station, error)
+                else:
+                    self._call(station, socket, events)
+        self._judge(count, time.monotonic() - started)
         return mine
 
+    def _judge(self, count: int, spent: float) -> None:
+        """*count* calls have taken *spent* seconds: probe, if that was slow."""
+        if count and spent > SLOW * count and self._crew.max_workers > 1:
+            with self._lock:
+                self._spread = max(self._spread, PROBE)
+
+    def _part_locked(self, station: Station) -> Station | None:
+        """*station*, if its call may be made: apart, so the lead is laid down."""
+        apart = self._stations.hold_locked(station)
+        if apart is not None:
+            self._leader = 0
+        return apart
+
     def _call(self, station: Station, socket: Socket, events: SocketEvent) -> None:
-        if self._stations.changes != self._ready_since:  # they were told for what was wanted then
-            events = station.fits(events)
-            if not events:
-                return
-        try:
-            station.call(socket, events)
-        except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-            self._report(station, error)
+        """Make a call; *events* may have been told for what was wanted before."""
+        events = station.fits(events)
+        if events:
+            try:
+                station.call(socket, events)
+            except BaseException as error:  # noqa: BLE001 # as in _work_off
+                self._report(station, error)
 
     def _call_apart(self, station: Station, socket: Socket, events: SocketEvent) -> None:
         """Make a call while somebody else leads."""
+        self._crew.nudge()
         started = time.monotonic()
         self._call(station, socket, events)
         slow = time.monotonic() - started > SLOW
         with self._lock:
+            station.busy = False
             self._stations.release_locked(station)
             self._spread = SPREAD if slow else max(self._spread - 1, 0)
-        if station.farewell is not None:
-            self._farewell(station, station.farewell, Station.end)
 
-    def _tell_closed(self, me: int) -> bool:
-        """Tell of the stations whose sockets were closed; False: the lead is lost, and somebody else does the rest."""
+    def _tell_departed(self, me: int) -> bool:
+        """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""
         while True:
             with self._lock:
                 mine = self._leader == me
-                station = self._stations.take_closed_locked() if mine else None
+                station = self._stations.take_departed_locked() if mine else None
                 self._progress += 1
             if station is None:
                 return mine
-            self._farewell(station, SocketClosedError(station.socket), Station.end)
+            self._call_watch()
+            self._farewell(station, Station.end)
 
-    def _farewell(self, station: Station, error: Exception, how: Callable[[Station, Exception], None]) -> None:
+    def _farewell(self, station: Station, how: Callable[[Station], None]) -> None:
         try:
-            how(station, error)
+            how(station)
         except BaseException as problem:  # noqa: BLE001 # as above
             self._report(station, problem)
 

@@ -28,12 +28,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
-from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout
 from bbipc.polling.make import make_poller
@@ -43,15 +43,13 @@ from bbipc.polling.watch import wanted_bits
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool import lifecycle, reports
+from pool.dispatch import SLOW, Dispatcher
 from pool.futures import failed, finished
 from pool.interests import Callback, Interests, Party
 from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
 
 T = TypeVar("T")
-
-#: seconds that user code may take on the poller thread before it is reported: everybody else waits meanwhile
-SLOW: Final = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +68,7 @@ class PollingLoop:
         self._thread: threading.Thread | None = None
         self._interests = Interests()
         self._lock = self._interests.lock
+        self._dispatcher = Dispatcher(self._interests, self._where)
         self._changed_sockets: deque[Socket] = deque()
         self._timers = Timers()
         self._closing = False
@@ -173,10 +172,7 @@ class PollingLoop:
         try:
             self.stop_soon()
         finally:
-            if not self.is_current():
-                thread = self._thread
-                if thread is not None and self._generation == fork.generation:
-                    thread.join(limit)
+            if not self.is_current() and not self._join_thread(limit):
                 self._finish()
 
     def stop_soon(self) -> None:
@@ -189,9 +185,20 @@ class PollingLoop:
 
     def wait_until(self, deadline: float) -> None:
         """Not for users: wait for the thread, until *deadline* on the monotonic clock."""
+        if not self.is_current():
+            self._join_thread(max(deadline - time.monotonic(), 0.0))
+
+    def _join_thread(self, limit: float | None) -> bool:
+        """Wait for the thread; whether it has ended, and so has settled what waited."""
         thread = self._thread
-        if thread is not None and self._generation == fork.generation and not self.is_current():
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        if thread is None or self._generation != fork.generation:
+            return False
+        if thread.ident is None:
+            with self._lock:  # whoever is just starting it has done so; or is below us, and we are his signal handler
+                pass
+        if thread.ident is not None:
+            thread.join(limit)
+        return not thread.is_alive()
 
     # Whichever thread.
 
@@ -225,9 +232,8 @@ class PollingLoop:
                 self._thread = thread
                 try:
                     thread.start()
-                except BaseException:
-                    if thread.ident is None:  # it never began
-                        self._thread = None
+                except BaseException:  # whether it has begun or not, it is not wanted any more: see _run
+                    self._thread = None
                     raise
 
     def _join(self, socket: Socket, party: Party) -> None:
@@ -261,6 +267,9 @@ class PollingLoop:
     # The poller thread.
 
     def _run(self, poller: Poller) -> None:
+        with self._lock:  # whoever starts us has it until he is done; a Ctrl-C may have made him give us up
+            if self._thread is not threading.current_thread():
+                return
         try:
             while not self._closing:
                 self._turn(poller)
@@ -277,61 +286,13 @@ class PollingLoop:
         changes = self._interests.changes
         if self._changed_sockets:  # by a callback of the last turn
             pause = 0.0
-        batch = iter(poller.wait_for_events(pause))
-        while self._serve(batch, changes):
-            pass
+        batch = poller.wait_for_events(pause)
+        self._dispatcher.serve(batch, changes)
         while self._changed_sockets:
-            self._look_at(self._changed_sockets.popleft())
+            self._dispatcher.look_at(self._changed_sockets.popleft())
         if deadline is not None:
             for action in self._timers.due():
-                self._guarded(action)
-
-    def _serve(self, batch: Iterator[tuple[Socket, SocketEvent]], changes: int) -> bool:
-        """Deal out the events of *batch*; True: something was raised, and there may be more."""
-        table, clock = self._interests, time.monotonic
-        direct = table.direct
-        socket: Socket | None = None
-        started = clock()
-        try:
-            for socket, events in batch:
-                callback = direct.get(socket)
-                if callback is not None and table.changes == changes:
-                    callback(socket, events)
-                else:
-                    self._deal_out(socket, events.value)
-                now = clock()
-                if now - started > SLOW:
-                    self._report_slow(socket, now - started)
-                    now = clock()
-                started = now
-        except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-            self._report_failure(next(iter(table.parties_of(socket)), None), error)
-            return True
-        return False
-
-    def _deal_out(self, socket: Socket, events: int) -> None:
-        """The long way: several parties, or a wait, or events that were told before something was changed."""
-        for party in self._interests.parties_of(socket):
-            found = events & party.wanted
-            if found and not socket.closed and party in self._interests.parties_of(socket):
-                self._guarded(party.tell, socket, found, party=party)
-
-    def _look_at(self, socket: Socket) -> None:
-        """*socket* was closed, or shut, or connected."""
-        if socket.closed:
-            for party in self._interests.take(socket):
-                self._guarded(party.end, SocketClosedError(socket), party=party)
-            return
-        for party in self._interests.parties_of(socket):
-            if isinstance(party, Wait):
-                self._guarded(party.look_again)
-
-    def _guarded(self, action: Callable[..., object], *args: object, party: Party | None = None) -> None:
-        """User code may be behind *action*."""
-        try:
-            action(*args)
-        except BaseException as error:  # noqa: BLE001 # as in _serve
-            self._report_failure(party, error)
+                self._dispatcher.guarded(action)
 
     def _timed(self, call: Call[T]) -> None:
         started = time.monotonic()
@@ -339,22 +300,6 @@ class PollingLoop:
         spent = time.monotonic() - started
         if spent > SLOW:
             reports.slowness(logger, call, self._where, spent)
-
-    def _report_slow(self, socket: Socket, spent: float) -> None:
-        """Once a monitor: everybody else has waited meanwhile."""
-        monitors = [party for party in self._interests.parties_of(socket) if isinstance(party, Monitor)]
-        told = [monitor.slow_told for monitor in monitors]
-        if not monitors or not all(told):
-            reports.slowness(logger, [monitor.callback for monitor in monitors] or socket, self._where, spent)
-        for monitor in monitors:
-            monitor.slow_told = True
-
-    def _report_failure(self, party: Party | None, error: BaseException) -> None:
-        if isinstance(party, Monitor):
-            party.failures += 1
-            reports.failure(logger, party.failures, party.callback, self._where, error)
-        else:
-            reports.failure(logger, 1, "a callback", self._where, error)
 
     def _finish(self) -> None:
         """Nothing comes any more: settle what waits, close the poller.  By whoever comes first, the thread or a closer
@@ -365,9 +310,9 @@ class PollingLoop:
                 parties = self._interests.take_all()
                 drops = self._timers.clear()
             for party in parties:
-                self._guarded(party.end, self._closed_error(), party=party)
+                self._dispatcher.guarded(party.end, self._closed_error(), party=party)
             for drop in drops:
-                self._guarded(drop)
+                self._dispatcher.guarded(drop)
         if self._poller is not None:
             self._poller.close()
 

@@ -16,7 +16,7 @@ from collections import deque
 from typing import Final
 
 from bbipc.errors import PollerClosedError, SocketClosedError
-from bbipc.events import SocketEvent
+from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.make import make_poller
 from bbipc.polling.poller import Poller
 from bbipc.polling.watch import wanted_bits
@@ -25,7 +25,7 @@ from bbipc.sockets.base import Socket
 from pool.interests import Callback
 from pool.parties import CloseHook
 
-_NOTHING: Final = SocketEvent(0)
+_NOTHING: Final = EVENTS[0]
 
 
 class Station:
@@ -58,7 +58,7 @@ class Station:
         self.busy = False
         self.held = False
         self.gone = False  # out of the table, for good
-        self.farewell: Exception | None = None  # what its end is to be told as, when its call has returned
+        self.farewell: Exception | None = None  # why it has ended, if that is to be told
         self.failures = 0
         self._events = _NOTHING
         self.paused = False
@@ -99,14 +99,14 @@ class Station:
         """Not for users: what the kernel is to be asked for now."""
         return _NOTHING if self.paused or self.held else self._events
 
-    def end(self, error: Exception) -> None:
+    def end(self) -> None:
         """Not for users: tell that it has ended."""
-        if self.on_close is not None:
-            self.on_close(error)
+        if self.on_close is not None and self.farewell is not None:
+            self.on_close(self.farewell)
 
     def fits(self, events: SocketEvent) -> SocketEvent:
         """Not for users: those of *events* that it is to be called for."""
-        return events & self._events
+        return _NOTHING if self.gone or self.paused else EVENTS[events.value & self._events.value]
 
     def want_locked(self, events: SocketEvent, *, paused: bool) -> None:
         """Not for users: from now on it is to be called for *events*."""
@@ -120,21 +120,22 @@ class Station:
 class Stations:
     """The table of one pool.
 
-    ``lock`` guards everything here, and what the leader keeps.  ``closed_sockets``: those that were closed, written
-    down by the closer without a lock, for the leader.
+    ``lock`` guards everything here, and what the leader keeps.  ``changes``: how often something was changed; events
+    told before that may not be wanted any more.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.poller: Poller | None = None  # made with the first station
-        self.closed_sockets: deque[Socket] = deque()
-        self.changes = 0  # how often something was changed; events told before are to be looked at
-        self._table: dict[Socket, Station] = {}
+        self.table: dict[Socket, Station] = {}
+        self.changes = 0
+        self._closed_sockets: deque[Socket] = deque()  # written down by the closer, without a lock
+        self._departed: deque[Station] = deque()  # whose end is to be told
         self._closed = False
         self._generation = fork.generation
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     def add(self, station: Station, events: SocketEvent) -> None:
         """Call *station* for *events* from now on.
@@ -154,7 +155,7 @@ class Stations:
             station.want_locked(events, paused=False)
             self.changes += 1
             self.poller.monitor_socket(station.socket, events)
-            self._table[station.socket] = station
+            self.table[station.socket] = station
 
     def remove(self, station: Station) -> bool:
         """Take *station* out; False: it was out already."""
@@ -165,8 +166,8 @@ class Stations:
                 return False
             station.gone = True
             self.changes += 1
-            if self._table.get(station.socket) is station:
-                del self._table[station.socket]
+            if self.table.get(station.socket) is station:
+                del self.table[station.socket]
                 with contextlib.suppress(KeyError, PollerClosedError):
                     if self.poller is not None:
                         self.poller.unmonitor_socket(station.socket)
@@ -182,55 +183,63 @@ class Stations:
                 station.want_locked(events, paused=paused)
                 self._arm_locked(station)
 
-    def claim_locked(self, socket: Socket, *, hold: bool) -> Station | None:
-        """The station of *socket*, busy from here on; ``None``: its call may not be made now."""
-        station = self._table.get(socket)
-        if station is None:
-            return None
-        if station.busy or station.paused:
-            hold = station.busy  # it is told of again and again, for as long as it is armed
-            claimed = None
-        else:
-            station.busy = True
-            claimed = station
-        if hold and not station.held:
+    def hold_locked(self, station: Station) -> Station | None:
+        """Take *station* for a call beside others, with the kernel not asked for it meanwhile.
+
+        ``None``: not now.  One that is busy is told of again and again, for as long as it is armed.
+        """
+        if (station.busy or not station.paused) and not station.held:
             station.held = True
             self._arm_locked(station)
-        return claimed
+        if station.busy or station.paused:
+            return None
+        station.busy = True
+        return station
 
     def release_locked(self, station: Station) -> None:
         """Its call has returned."""
-        station.busy = False
         if station.held:
             station.held = False
             if not station.gone:
                 self._arm_locked(station)
+        if station.farewell is not None and station.gone:
+            self._departed.append(station)
+            self.wake()
 
-    def take_closed_locked(self) -> Station | None:
-        """Take out a station whose socket was closed; one whose call is still running is only marked."""
-        while self.closed_sockets:
-            station = self._table.pop(self.closed_sockets.popleft(), None)
+    def some_departed(self) -> bool:
+        """Whether the end of a station is to be told, perhaps."""
+        return bool(self._closed_sockets or self._departed)
+
+    def take_departed_locked(self) -> Station | None:
+        """One whose end is to be told; one whose call is still running is only marked, and comes when it returns."""
+        while self._closed_sockets:
+            station = self.table.pop(self._closed_sockets.popleft(), None)
             if station is not None:
-                station.gone = True
-                if not station.busy:
-                    return station
-                station.farewell = SocketClosedError(station.socket)
-        return None
+                self._depart_locked(station, SocketClosedError(station.socket))
+        return self._departed.popleft() if self._departed else None
 
-    def close(self, error: Exception) -> list[Station]:
-        """Take out all of them, and close the poller; those whose call is running are only marked with *error*."""
-        stations = []
+    def close(self) -> list[Station]:
+        """Take out all of them, and close the poller; those whose end is to be told."""
+        error = RuntimeError("the pool was shut down")
+        departed = []
         if self._generation == fork.generation:
             with self.lock:
                 self._closed = True
-                stations = list(self._table.values())
-                self._table.clear()
-                for station in stations:
-                    station.gone = True
-                    station.farewell = error if station.busy else None
+                for station in self.table.values():
+                    self._depart_locked(station, error)
+                self.table.clear()
+                departed = list(self._departed)
+                self._departed.clear()
         if self.poller is not None:
             self.poller.close()
-        return [station for station in stations if station.farewell is None]
+        return departed
+
+    def _depart_locked(self, station: Station, error: Exception) -> None:
+        self.changes += 1
+        station.gone = True
+        station.farewell = error
+        if not station.busy:
+            self._departed.append(station)
 
     def wake(self) -> None:
         """End the wait of the leader.  Without a lock: also from finalizers and signal handlers."""
@@ -247,5 +256,5 @@ class Stations:
     def _socket_changed(self, socket: Socket) -> None:
         """The poller's hook: perhaps in a signal handler, so nothing here takes a lock."""
         if socket.closed:
-            self.closed_sockets.append(socket)
+            self._closed_sockets.append(socket)
             self.wake()

@@ -72,7 +72,7 @@ class StreamFile(io.RawIOBase):
             if not len(view):
                 return 0
             if not self._left:
-                self._left = self._next(len(view))
+                self._fetch(len(view))
             data, self._left = self._left[: len(view)], self._left[len(view) :]
             view[: len(data)] = data
             return len(data)
@@ -111,14 +111,16 @@ class StreamFile(io.RawIOBase):
                 if done.done() or not self._loop.is_current():
                     done.result()
 
-    def _next(self, max_bytes: int) -> bytes:
+    def _fetch(self, max_bytes: int) -> None:
         request = self._request = self._request or UpTo(max_bytes)
         future = request.future or self._reading.ask(request, self.timeout)
         try:
-            return future.result()
-        finally:
-            if future.done():
+            data = future.result()
+        except BaseException as error:
+            if future.done() and future.exception() is error:
                 self._request = None
+            raise
+        self._left, self._request = data, None
 
     def _check(self) -> None:
         if self.closed:

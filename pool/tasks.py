@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pool.futures import fail, run
@@ -19,20 +20,24 @@ T = TypeVar("T")
 class Task(Generic[T]):
     """A call and its future."""
 
-    __slots__ = ("future", "_call", "_claim")
+    __slots__ = ("future", "obligatory", "_call", "_claim")
 
-    def __init__(self, future: Future[T], call: Callable[[], T]) -> None:
+    def __init__(self, future: Future[T], call: Callable[[], T], *, obligatory: bool = False) -> None:
+        """*obligatory*: not to be cancelled with the rest of a queue."""
         self.future = future
-        self._call = call
+        self.obligatory = obligatory
+        self._call: Callable[[], T] | None = call
         self._claim = threading.Lock()  # taken for good, by the worker or by whoever cancels
-        future.add_done_callback(self._done)
+        # It must not hold the task: a future that holds what holds it lives on until the collector comes.
+        future.add_done_callback(partial(_notify_if_cancelled, self._claim))
 
     def run(self) -> None:
         """Make the call, unless the future was cancelled."""
-        if self._claim.acquire(blocking=False):
+        call, self._call = self._call, None
+        if call is not None and self._claim.acquire(blocking=False):
             # An error's traceback leads to this frame: nothing here may lead back to the future that keeps the error.
             future, self.future = self.future, Future()
-            run(future, self._call)
+            run(future, call)
             del future
 
     def give_up(self, error: BaseException) -> None:
@@ -40,10 +45,11 @@ class Task(Generic[T]):
         if self._claim.acquire(blocking=False):
             fail(self.future, error)
 
-    def _done(self, future: Future[T]) -> None:
-        # Cancelled in the queue: whoever waits for the future is to know now, not when a worker comes across it.
-        if future.cancelled() and self._claim.acquire(blocking=False):
-            future.set_running_or_notify_cancel()
+
+def _notify_if_cancelled(claim: threading.Lock, future: Future[T]) -> None:
+    """Cancelled in the queue: whoever waits for it is to know now, not when a worker comes across it."""
+    if future.cancelled() and claim.acquire(blocking=False):
+        future.set_running_or_notify_cancel()
 
 
 AnyTask = Task[Any]

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from bbipc.errors import QueueFullError
@@ -240,7 +239,7 @@ class WorkerPool(Executor):
         deadline = deadline_after(checked_timeout(timeout))
         if self._generation != fork.generation:
             self._crew.ending = True
-            self._stations.close(RuntimeError("the pool belongs to the process that forked this one"))
+            self._stations.close()
             return
         self._end_stations()
         self._crew.end()
@@ -257,13 +256,13 @@ class WorkerPool(Executor):
         """End all monitors; what is to be called then is called on workers, as it may block."""
         self._leadership.end(self._end_apart)
 
-    def _end_apart(self, station: Station, error: Exception) -> None:
+    def _end_apart(self, station: Station) -> None:
         if station.on_close is None:
             return
         try:
-            self._crew.put(Task(Future(), partial(station.end, error)), None, urgent=True)
+            self._crew.put(Task(Future(), station.end, obligatory=True), None, urgent=True)
         except RuntimeError:  # there are no workers any more
-            station.end(error)
+            station.end()
 
     def stats(self) -> PoolStats:
         """What it is doing now.  Never waits; the numbers are of moments that lie close together."""

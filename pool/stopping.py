@@ -1,0 +1,121 @@
+"""Stopping: a server's end, in order and in time.
+
+Law of this file: it happens on a thread of its own, begun by the first who asks.  So whoever asks may give up waiting
+(a Ctrl-C, a timeout), be a handler that would otherwise wait for itself, or be the thread that the handlers need; and
+all who ask are told the same.
+
+1. The doors are closed; who calls is refused.
+2. Connections with no call running are closed.
+3. Calls that are running may return, until the deadline.  Each connection is closed when its call has returned.
+4. The streams of the others are closed.  Their handlers get SocketClosedError, and have GRACE seconds to return.
+5. Who has not returned then is abandoned: he holds a worker, and nobody waits for him.
+
+A handler that asks for the end is not waited for: he waits for us.  His connection is closed when he has returned.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pool.connections import Connections
+
+#: seconds for handlers to return when their stream has been closed
+GRACE: Final = 0.5
+#: seconds beyond all deadlines before somebody who waits gives up: a local server's close may wait for 1 s
+_MARGIN: Final = 1.5
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """What became of the connections that a server had when it was stopped; each is counted once.
+
+    ``drained``: they were idle, or their calls returned in time.  ``forced``: closed in the middle of their call, which
+    then returned.  ``abandoned``: closed, but their handler did not return in spite of that.
+    """
+
+    drained: int = 0
+    forced: int = 0
+    abandoned: int = 0
+
+
+class Stopping:
+    """The end of one server.  *close_doors*: step 1, idempotent.  *finish*: called at the end.  Any thread."""
+
+    def __init__(
+        self, connections: Connections, close_doors: Callable[[], object], finish: Callable[[], object]
+    ) -> None:
+        self._connections = connections
+        self._close_doors = close_doors
+        self._finish = finish
+        self._lock = threading.RLock()  # guards what follows
+        self._thread: threading.Thread | None = None
+        self._deadline: float | None = None
+        self._report = StopReport()
+        self._done = False
+
+    @property
+    def report(self) -> StopReport:
+        """What is known so far."""
+        return self._report
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._done
+
+    def begin(self, limit: float | None, *, wait: bool) -> None:
+        """Begin, with *limit* seconds for the calls that are running (``None``: as long as it takes).
+
+        Begun already, it only brings the deadline forward.  *wait*: whether the calling thread may do the work itself,
+        where the system has no thread for it.
+        """
+        deadline = None if limit is None else time.monotonic() + limit
+        with self._lock:
+            if self._thread is not None:
+                if deadline is not None and (self._deadline is None or deadline < self._deadline):
+                    self._deadline = deadline
+                    self._connections.look_again()
+                return
+            self._deadline = deadline
+            thread = self._thread = threading.Thread(target=self._run, name="bbipc-stop", daemon=True)
+            try:
+                thread.start()
+                return
+            except BaseException as error:
+                if thread.ident is None:  # it never began
+                    self._thread = None
+                if not isinstance(error, RuntimeError):
+                    raise
+        if not wait:
+            self._deadline = time.monotonic()
+        self._run(GRACE if wait else 0)
+
+    def wait(self) -> StopReport:
+        """Wait for the end; bounded by the deadline and a few seconds more."""
+        thread = self._thread
+        while thread is not None and thread.is_alive():
+            deadline = self._deadline
+            limit = None if deadline is None else max(deadline - time.monotonic(), 0.0) + GRACE + _MARGIN
+            thread.join(limit)
+            if self._deadline == deadline:
+                break
+        return self._report
+
+    def _run(self, grace: float = GRACE) -> None:
+        try:
+            self._close_doors()
+        finally:
+            connections = self._connections
+            total = connections.end_all()
+            busy = connections.wait_for_calls(lambda: self._deadline)
+            self._report = StopReport(drained=total - busy)
+            connections.force()
+            end = time.monotonic() + grace
+            left = connections.wait_for_calls(lambda: end)
+            self._report = StopReport(total - busy, busy - left, left)
+            self._done = True
+            self._finish()
