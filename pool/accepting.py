@@ -1,7 +1,8 @@
 """Accepting: the doors of a server, and when they stay shut.
 
-Law of this file: connections are accepted on the poller thread, ``TURN`` at most before it looks at its other sockets,
-and handed on at once.  Any thread may tell that a connection has left, and close the doors.  Nothing here waits.
+Law of this file: connections are accepted on the poller thread, ``TURN`` at most, for ``TURN_TIME`` at most, before it
+looks at its other sockets, and handed on at once.  Any thread may tell that a connection has left, and close the
+doors.  Nothing here waits.
 
 The doors are shut, that is the monitors paused and the peers left in the kernel's backlog, for two reasons:
 
@@ -9,8 +10,8 @@ The doors are shut, that is the monitors paused and the peers left in the kernel
 - *short*: the system is out of something.  For ``PAUSE`` seconds; then it is tried again.
 
 Out of descriptors (EMFILE, ENFILE) the peers that wait are turned away first, with the spare number
-(``bbipc/sockets/spare.py``): they see an end at once, and may go elsewhere.  Has somebody stolen that number, it is
-tried again ``SOON``.
+(``bbipc/sockets/spare.py``): they see an end at once, and may go elsewhere.  Has somebody stolen that number, nobody
+is let in before there is one again, which is looked for ``SOON``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -35,6 +37,8 @@ from pool.seldom import Seldom
 
 #: connections accepted, or turned away, of one listening socket before the others have their turn
 TURN: Final = 64
+#: seconds that a turn takes at most, and one accept: beside busy workers each waits for the interpreter's lock
+TURN_TIME: Final = 0.01
 #: seconds that the doors stay shut when the system is out of something
 PAUSE: Final = 0.1
 #: the same when others have taken the spare number: nobody can be turned away before we have one again
@@ -49,8 +53,8 @@ class Accepting:
     """Accepts at *servers*, on the thread of *loop*.
 
     *take*: called there with every connection; what it raises as OSError or RuntimeError closes the connection.
-    *limit*: how many connections may be there at once, ``None``: any number.  *on_end*: called when the loop was closed
-    and nobody can be accepted any more.
+    *inside*: how many there are now; *limit*: how many there may be, ``None``: any number.  *on_end*: called when the
+    loop was closed and nobody can be accepted any more.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Accepting:
         loop: PollingLoop,
         take: Callable[[StreamSocket], object],
         *,
+        inside: Callable[[], int],
         limit: int | None,
         on_end: Callable[[Exception], object],
     ) -> None:
@@ -68,13 +73,13 @@ class Accepting:
         self._servers = tuple(servers)
         self._loop = loop
         self._take = take
+        self._inside = inside
         self._limit = limit
         self._on_end = on_end
         self._spare = SpareNumber()
         self._warnings = Seldom()
         self._lock = threading.RLock()  # taken before the loop's; guards what follows
         self._monitors: list[Monitor] = []
-        self._inside = 0
         self._full = False
         self._short = False
         self._closed = False
@@ -85,42 +90,47 @@ class Accepting:
         return self._full or self._short
 
     def open(self) -> None:
-        """Begin.
+        """Begin; once.
 
         :raises SocketClosedError: a server is closed
         :raises PollerClosedError: the loop is closed
         :raises OSError: the kernel has no room for it
         """
         self._spare.take()
-        for server in self._servers:
-            monitor = self._loop.monitor(
-                server,
-                SocketEvent.CONNECTION_AVAILABLE,
-                partial(self._turn, server),
-                on_close=self._ended,
-            )
-            with self._lock:  # where the doors were shut meanwhile, this one's first turn finds out
-                self._monitors.append(monitor)
+        wanted = SocketEvent.CONNECTION_AVAILABLE
+        try:
+            for server in self._servers:
+                turn = partial(self._turn, server)
+                monitor = self._loop.monitor(server, wanted, turn, on_close=self._ended)
+                with self._lock:  # where the doors were shut meanwhile, this one's first turn finds out
+                    self._monitors.append(monitor)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Accept nobody any more, and close the servers: who calls is refused.  Idempotent; any thread."""
+        """Accept nobody any more.  The servers stay open.  Idempotent; any thread."""
         with self._lock:
             self._closed = True
+            for monitor in self._monitors:
+                monitor.cancel()
         self._spare.close()
-        for server in self._servers:
-            server.close()
 
     def left(self) -> None:
-        """One connection is gone: there is room for another."""
+        """One connection is gone, and counted no more: there may be room for another."""
         with self._lock:
-            self._inside -= 1
-            if self._full:
-                self._full = False
-                self._move_doors_locked()
+            full, self._full = self._full, False
+        if full:
+            self._reopen()
 
     # The poller thread.
 
     def _turn(self, server: StreamServer, _socket: Socket, _events: SocketEvent) -> None:
+        if not (self._spare.held or self._spare.take()):
+            # Whoever is let in now may get the number that was stolen, and nobody could be turned away any more.
+            self._shut_for(SOON)
+            return
+        end = time.monotonic() + TURN_TIME
         for _ in range(TURN):
             if not self._has_room():
                 return
@@ -131,12 +141,12 @@ class Accepting:
             except OSError as error:
                 self._starve(server, error)
                 return
-            if not self._admit(stream):
+            if not self._admit(stream) or time.monotonic() > end:
                 return
 
     def _has_room(self) -> bool:
         with self._lock:
-            if self._limit is not None and self._inside >= self._limit:
+            if self._limit is not None and self._inside() >= self._limit:
                 self._full = True
             if self.paused:
                 self._move_doors_locked()
@@ -144,17 +154,16 @@ class Accepting:
 
     def _admit(self, stream: StreamSocket) -> bool:
         """Hand *stream* on; False: nobody takes it, nor the next one."""
-        with self._lock:
-            self._inside += 1
         self.accepted += 1
         try:
             self._take(stream)
         except (OSError, RuntimeError) as error:
             stream.close()
-            self.left()
+            self.accepted -= 1
             self.refused += 1
-            self._shut_for(PAUSE)
-            self._warn("a connection was refused: %s", error)
+            if not self._closed:
+                self._shut_for(PAUSE)
+                self._warn("a connection was refused: %s", error)
             return False
         return True
 
@@ -165,7 +174,7 @@ class Accepting:
             turned_away = self._spare.turn_away(server, TURN)
             self.shed += turned_away
         self._shut_for(PAUSE if self._spare.held else SOON)
-        self._warn("no connection can be accepted (%d were turned away): %s", turned_away, error.strerror)
+        self._warn("no connection can be accepted, %d turned away: %s", turned_away, error.strerror)
 
     def _shut_for(self, seconds: float) -> None:
         with self._lock:
@@ -176,9 +185,13 @@ class Accepting:
 
     def _try_again(self) -> None:
         self._spare.take()
+        with self._lock:
+            self._short = False
+        self._reopen()
+
+    def _reopen(self) -> None:
         try:
             with self._lock:
-                self._short = False
                 self._move_doors_locked()
         except OSError as error:  # epoll has no room for them
             self._shut_for(PAUSE)
@@ -201,6 +214,6 @@ class Accepting:
                 monitor.resume()
 
     def _warn(self, text: str, *facts: object) -> None:
-        kept_out = self._warnings.ask()
-        if kept_out is not None:
-            logger.warning(f"{text}; %d such warnings were left out", *facts, kept_out)
+        left_out = self._warnings.ask()
+        if left_out is not None:
+            logger.warning("%s (%d warnings left out before this)", text % facts, left_out)

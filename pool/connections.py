@@ -17,9 +17,7 @@ What a call costs: of the 3 us that a worker takes for a small request, 0.06 are
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -133,10 +131,11 @@ class Connections:
         self._on_leave = on_leave
         self._on_failure = on_failure
         self._lock = threading.RLock()
-        self._inside: set[Connection] = set()  # these four are guarded by the lock
+        self._inside: set[Connection] = set()  # these five are guarded by the lock
         self._callers: set[Connection] = set()  # their handlers wait for us: we do not wait for them
         self._closing = False
-        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()  # somebody has left, or the deadline has changed
+        self._at_closing = 0
+        self._gates: list[threading.Lock] = []  # of those in wait_for_calls; let go of when there is something new
         self._generation = fork.generation
 
     def __len__(self) -> int:
@@ -156,17 +155,19 @@ class Connections:
             return
         with self._lock:
             self._inside.discard(connection)
+            self.look_again()
         self._on_leave()
-        self.look_again()
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:
         """Its handler has raised *error*."""
         self._on_failure(error, stream)
 
     def look_again(self) -> None:
-        """Let :meth:`wait_for_calls` look at everything anew.  Never waits, takes no lock."""
-        if self._closing:
-            self._news.put(None)
+        """Let those in :meth:`wait_for_calls` look at everything anew."""
+        with self._lock:
+            for gate in self._gates:
+                gate.release()
+            self._gates.clear()
 
     def calling(self) -> Connection | None:
         """The connection in whose call the calling thread is.
@@ -190,33 +191,39 @@ class Connections:
             self._callers.add(connection)
         self.look_again()
 
-    def end_all(self) -> int:
-        """Let nobody in, end those who are idle now, the others when their call returns; how many there were."""
+    def shut(self) -> None:
+        """Let nobody in any more.  Idempotent."""
         with self._lock:
-            self._closing = True
+            if not self._closing:
+                self._closing = True
+                self._at_closing = len(self._inside)
+
+    def end_all(self) -> int:
+        """End those who are idle now, the others when their call returns; how many there were when it was shut."""
+        self.shut()
+        with self._lock:
             inside = list(self._inside)
         for connection in inside:
             connection.end()
-        return len(inside)
+        return self._at_closing
 
     def wait_for_calls(self, deadline: Callable[[], float | None]) -> int:
         """Wait for the calls that are running; how many still are at the *deadline* on the monotonic clock."""
         while True:
-            left = len(self._busy())
+            gate = threading.Lock()  # one for each wait: whatever a Ctrl-C leaves behind, nobody else uses it
+            gate.acquire()
+            with self._lock:
+                self._gates.append(gate)
+                left = len(self._inside - self._callers)
             limit = deadline()
-            pause = None if limit is None else limit - time.monotonic()
-            if not left or (pause is not None and pause <= 0):
+            pause = -1 if limit is None else max(limit - time.monotonic(), 0)
+            if not left or not pause:
                 return left
-            with contextlib.suppress(queue.Empty):
-                self._news.get(timeout=pause)
-                while True:  # a thousand may have left at once: one look is enough
-                    self._news.get_nowait()
+            gate.acquire(timeout=pause)
 
     def force(self) -> None:
         """Close the streams of those whose call is still running."""
-        for connection in self._busy():
-            connection.stream.close()
-
-    def _busy(self) -> set[Connection]:
         with self._lock:
-            return self._inside - self._callers
+            busy = self._inside - self._callers
+        for connection in busy:
+            connection.stream.close()

@@ -4,24 +4,24 @@ Law of this file: it knows nothing of sockets.  Threads are daemons, started whe
 idle ones, up to a limit, and stay.  A worker that has nothing to do asks its *duty* first (leading, see ``leader.py``)
 and sleeps on the queue otherwise.  Tasks run with no lock held; what they raise goes to their futures.
 
-How a sleeping worker is woken, and no wake is lost.  Tasks wait in ``tasks``; sleepers wait for a token.  ``_idle``
-counts the sleepers, and those who are about to sleep, for whom no token is on its way.
+How a sleeping worker is woken, and no wake is lost.  Every worker has a lock of his own to sleep on, his *bed*; those
+in ``_beds`` belong to workers who sleep, or are about to, and whom nobody has called yet.
 
-1. Whoever has something to do for others puts it down, and then, if there is an idle worker, takes one off ``_idle``
-   and sends a token.  Both under the lock.
-2. Whoever is about to sleep finds no task and adds himself to ``_idle`` under the same lock.
-3. Then he looks whether there is a duty to take over.  Whoever lays one down does that first, and looks at ``_idle``
+1. Whoever has something to do for others puts it down, and then calls the sleeper who lay down last: lets go of his
+   bed, and takes it out of ``_beds``.  Both under the lock, in this order: a Ctrl-C in between loses nothing.
+2. Whoever is about to sleep finds no task and adds his bed under the same lock.
+3. Then he looks whether there is a duty to take over.  Whoever lays one down does that first, and looks for sleepers
    afterwards: one of the two sees the other.
 
 A worker that is just free may take the task before the sleeper is awake, who then looks around and sleeps again.
-Under the lock nothing waits, and no code of a user's runs.
+Under the lock nothing waits, and no code of a user's runs.  (Not a SimpleQueue for all of them: on CPython 3.11 and
+3.12 a ``get`` with a timeout may wait for ever where there are several consumers.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -116,8 +116,8 @@ class Crew:
         self._initialize = initialize
         self._lock = threading.RLock()
         self.tasks: deque[AnyTask] = deque()  # those that wait for a worker; to be looked at by anybody
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._idle = 0
+        self._beds: list[threading.Lock] = []
+        self._all_beds: tuple[threading.Lock, ...] = ()  # of all workers, for who may take no lock
         self._gates: deque[_Gate] = deque()
         self._joining: set[threading.Thread] = set()  # workers that wait for the others to end
         self._generation = fork.generation
@@ -180,7 +180,7 @@ class Crew:
 
     def idle(self) -> int:
         """How many workers sleep, and have not been called."""
-        return self._idle
+        return len(self._beds)
 
     def end(self) -> None:
         """What is in the queue is still done; then the threads end."""
@@ -198,7 +198,9 @@ class Crew:
     def abandon(self) -> None:
         """The same from a finalizer, which may be inside any lock: without one."""
         self.ending = True
-        self._tokens.put(None)
+        for bed in self._all_beds:
+            with contextlib.suppress(RuntimeError):  # he is not in it, and will not sleep in it any more
+                bed.release()
 
     def drain(self) -> list[AnyTask]:
         """Take the tasks out of the queue, all but those that have to be done."""
@@ -242,17 +244,19 @@ class Crew:
             self.join(max(deadline - time.monotonic(), 0.0))
 
     def _put_locked(self, task: AnyTask) -> None:
-        grown = not self._idle and self._spawn_locked()  # it waits for our lock before it looks for tasks
+        grown = not self._beds and self._spawn_locked()  # it waits for our lock before it looks for tasks
         self.tasks.append(task)
         if not grown and not self._rouse_locked():
             self.duty.interrupt()
 
     def _rouse_locked(self) -> bool:
         """Wake a sleeper; False: there is none."""
-        if not self._idle:
+        if not self._beds:
             return False
-        self._idle -= 1
-        self._tokens.put(None)
+        bed = self._beds[-1]  # whoever lay down last is the quickest to wake, and the others sleep on
+        with contextlib.suppress(RuntimeError):  # called already, by somebody whom a Ctrl-C has stopped
+            bed.release()
+        self._beds.pop()
         return True
 
     def _spawn_locked(self) -> bool:
@@ -262,7 +266,11 @@ class Crew:
         """
         if len(self.threads) >= self.max_workers:
             return False
-        thread = threading.Thread(target=self._work, name=f"{self.name}_{len(self.threads)}", daemon=True)
+        bed = threading.Lock()
+        bed.acquire()
+        self._all_beds += (bed,)
+        name = f"{self.name}_{len(self.threads)}"
+        thread = threading.Thread(target=self._work, args=(bed,), name=name, daemon=True)
         self.threads.add(thread)
         try:
             if len(self.threads) == 1:
@@ -289,18 +297,18 @@ class Crew:
 
     # A worker.
 
-    def _work(self) -> None:
+    def _work(self, bed: threading.Lock) -> None:
         if self._prepare():
-            while self._guarded(self._turn):
+            while self._guarded(partial(self._turn, bed)):
                 pass
         self._guarded(self.duty.dismiss)
 
-    def _turn(self) -> bool:
+    def _turn(self, bed: threading.Lock) -> bool:
         """Do one thing, or sleep until there may be one; False: the thread is to end."""
         task = self.duty.perform()
         if task is None:
             try:
-                task = self._next()
+                task = self._next(bed)
             except _End:
                 return False
         if task is not None:
@@ -316,7 +324,7 @@ class Crew:
             reports.failure(logger, 1, "a callback", f"the worker {threading.current_thread().name!r}", error)
             return True
 
-    def _next(self) -> AnyTask | None:
+    def _next(self, bed: threading.Lock) -> AnyTask | None:
         """The next task; ``None``: there was none, and now that we have slept there may be one, or a duty.
 
         :raises _End: there will be none
@@ -329,23 +337,15 @@ class Crew:
                 while self._rouse_locked():
                     pass
                 raise _End
-            self._idle += 1
-        try:
-            if not self.duty.wanted():
-                self._tokens.get(timeout=self.duty.begin_watch())
-                return None
-        except queue.Empty:
-            pass
-        self._stay_awake()
-        return None
-
-    def _stay_awake(self) -> None:
+            self._beds.append(bed)
+        limit = 0.0 if self.duty.wanted() else self.duty.begin_watch()
+        called = bed.acquire(timeout=-1 if limit is None else limit)
         with self._lock:
-            if self._idle:
-                self._idle -= 1
-            else:  # we were reserved: the token is ours
-                with contextlib.suppress(queue.Empty):  # unless a Ctrl-C came between the count and the token
-                    self._tokens.get_nowait()
+            if bed in self._beds:
+                self._beds.remove(bed)
+            elif not called:  # since the time was up
+                bed.acquire(blocking=False)
+        return None
 
     def _prepare(self) -> bool:
         """Call the initializer; False: it has failed, and with it the pool."""

@@ -184,16 +184,16 @@ class Interests:
 
         :raises KeyError: the socket was closed, and has left the poller
         """
-        socket, parties = interest.socket, interest.parties
-        self.changes += 1
-        self.direct.pop(socket, None)
-        wanted = 0
-        for party in parties:
-            wanted |= party.wanted
-        if not parties and interest.asked == ABSENT:
-            self._table.pop(socket, None)
-            return
-        self._ask_poller_locked(interest, wanted)
+        socket = interest.socket
+        while True:
+            parties = interest.parties
+            wanted = _union(parties)
+            self.changes += 1
+            self.direct.pop(socket, None)
+            if parties or interest.asked != ABSENT:
+                self._ask_poller_locked(interest, wanted)
+            if interest.parties is parties and _union(parties) == wanted:  # else a signal handler has been here
+                break
         if not parties:
             self._table.pop(socket, None)
         elif len(parties) == 1 and wanted and parties[0].direct is not None and not socket.closed:
@@ -208,10 +208,8 @@ class Interests:
         try:
             if not interest.parties:
                 self.poller.unmonitor_socket(socket)
-            elif asked == ABSENT:
-                self.poller.monitor_socket(socket, EVENTS[wanted])
             else:
-                self._ask_for_others_locked(socket, wanted, unsure=asked == UNKNOWN)
+                self._ask_for_locked(socket, wanted, known=asked != ABSENT, unsure=asked == UNKNOWN)
         except (OSError, PollerClosedError):
             interest.asked = asked  # the poller does all of it or nothing
             raise
@@ -222,11 +220,23 @@ class Interests:
         else:
             interest.asked = wanted if interest.parties else ABSENT
 
-    def _ask_for_others_locked(self, socket: Socket, wanted: int, *, unsure: bool) -> None:
+    def _ask_for_locked(self, socket: Socket, wanted: int, *, known: bool, unsure: bool) -> None:
+        """*known*: the poller has *socket* already; *unsure*: perhaps it has not."""
         assert self.poller is not None, "the thread has not been started"
+        if known:
+            try:
+                return self.poller.set_monitored_events(socket, EVENTS[wanted])
+            except KeyError:
+                if not unsure:
+                    raise
         try:
-            self.poller.set_monitored_events(socket, EVENTS[wanted])
-        except KeyError:
-            if not unsure:
-                raise
             self.poller.monitor_socket(socket, EVENTS[wanted])
+        except ValueError:  # a signal handler has been here
+            self.poller.set_monitored_events(socket, EVENTS[wanted])
+
+
+def _union(parties: tuple[Party, ...]) -> int:
+    wanted = 0
+    for party in parties:
+        wanted |= party.wanted
+    return wanted

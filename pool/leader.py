@@ -97,7 +97,7 @@ class Leadership:
     def wanted(self) -> bool:
         """Whether somebody has to lead, and nobody does."""
         with self._lock:
-            return not self._leader and (len(self._stations) > 0 or bool(self._ready)) and not self._crew.ending
+            return not self._leader and self._something_to_do_locked() and not self._crew.ending
 
     def begin_watch(self) -> float | None:
         """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
@@ -148,7 +148,7 @@ class Leadership:
         """Take the lead, if nobody has it, or its holder is blocked."""
         with self._lock:
             if self._leader == 0:
-                if self._crew.ending or not (len(self._stations) or self._ready):
+                if self._crew.ending or not self._something_to_do_locked():
                     return False
             elif self._watcher != me or not self._blocked_locked():
                 return False
@@ -158,6 +158,9 @@ class Leadership:
             if self._watcher in (0, me):
                 self._watcher, self._called = 0, False
             return True
+
+    def _something_to_do_locked(self) -> bool:
+        return bool(len(self._stations) or self._ready or self._stations.some_departed())
 
     def _lead(self, me: int) -> AnyTask | None:
         while self._work_off(me):
@@ -194,6 +197,8 @@ class Leadership:
             poller = self._stations.poller
             if self._leader != me:
                 return False
+            if self._stations.some_departed():
+                return True
             if poller is None or not len(self._stations):
                 self._leader = 0
                 return False

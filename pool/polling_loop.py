@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -50,6 +50,9 @@ from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
 
 T = TypeVar("T")
+
+#: seconds that a closer waits for the lock of the table where the thread has not ended in time
+PATIENCE: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +176,7 @@ class PollingLoop:
             self.stop_soon()
         finally:
             if not self.is_current() and not self._join_thread(limit):
-                self._finish()
+                self._finish(PATIENCE)
 
     def stop_soon(self) -> None:
         """Not for users: let the thread end after what it does just now."""
@@ -301,14 +304,21 @@ class PollingLoop:
         if spent > SLOW:
             reports.slowness(logger, call, self._where, spent)
 
-    def _finish(self) -> None:
+    def _finish(self, patience: float = -1) -> None:
         """Nothing comes any more: settle what waits, close the poller.  By whoever comes first, the thread or a closer
-        that has lost patience.
+        that does not wait for it any more.
+
+        *patience*: seconds for the lock, -1: any number.  A closer may be a signal handler that holds a poller's lock
+        below us, for which the thread waits with ours in its hand; then all is left to the thread.
         """
         if self._generation == fork.generation:
-            with self._lock:
+            if not self._lock.acquire(timeout=patience):
+                return
+            try:
                 parties = self._interests.take_all()
                 drops = self._timers.clear()
+            finally:
+                self._lock.release()
             for party in parties:
                 self._dispatcher.guarded(party.end, self._closed_error(), party=party)
             for drop in drops:

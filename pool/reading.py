@@ -131,6 +131,7 @@ class ReadingHalf(StreamHalf):
             raise
 
     def _turn_locked(self, after: Afterwards) -> None:
+        self._queue.serve(after)  # those for whom there is enough since somebody before them was cancelled
         if not self._queue:
             self._pause_locked()
             return

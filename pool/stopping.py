@@ -15,6 +15,7 @@ A handler that asks for the end is not waited for: he waits for us.  His connect
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -52,20 +53,17 @@ class Stopping:
         self._close_doors = close_doors
         self._finish = finish
         self._lock = threading.RLock()  # guards what follows
+        self._begun = False
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None
         self._report = StopReport()
         self._done = False
+        self._gates: list[threading.Lock] = []
 
     @property
     def report(self) -> StopReport:
         """What is known so far."""
         return self._report
-
-    @property
-    def done(self) -> bool:
-        """Whether it is over."""
-        return self._done
 
     def begin(self, limit: float | None, *, wait: bool) -> None:
         """Begin, with *limit* seconds for the calls that are running (``None``: as long as it takes).
@@ -75,12 +73,12 @@ class Stopping:
         """
         deadline = None if limit is None else time.monotonic() + limit
         with self._lock:
-            if self._thread is not None:
+            if self._begun:
                 if deadline is not None and (self._deadline is None or deadline < self._deadline):
                     self._deadline = deadline
                     self._connections.look_again()
                 return
-            self._deadline = deadline
+            self._begun, self._deadline = True, deadline
             thread = self._thread = threading.Thread(target=self._run, name="bbipc-stop", daemon=True)
             try:
                 thread.start()
@@ -89,33 +87,52 @@ class Stopping:
                 if thread.ident is None:  # it never began
                     self._thread = None
                 if not isinstance(error, RuntimeError):
+                    self._begun = self._thread is not None
                     raise
-        if not wait:
-            self._deadline = time.monotonic()
+            if not wait:
+                self._deadline = time.monotonic()
         self._run(GRACE if wait else 0)
 
     def wait(self) -> StopReport:
         """Wait for the end; bounded by the deadline and a few seconds more."""
-        thread = self._thread
-        while thread is not None and thread.is_alive():
+        while True:
             deadline = self._deadline
             limit = None if deadline is None else max(deadline - time.monotonic(), 0.0) + GRACE + _MARGIN
-            thread.join(limit)
-            if self._deadline == deadline:
-                break
-        return self._report
+            if self.wait_for_end(limit) or self._deadline == deadline:
+                return self._report
+
+    def wait_for_end(self, limit: float | None) -> bool:
+        """Wait for the end, whoever begins it, for *limit* seconds at most; whether it has come.
+
+        No ``Thread.join``: on 3.11 and 3.12 a Ctrl-C in one makes the thread look as if it had ended.
+        """
+        gate = threading.Lock()  # one for each who waits: whatever a Ctrl-C leaves behind, nobody else uses it
+        gate.acquire()
+        with self._lock:
+            if self._done:
+                return True
+            self._gates.append(gate)
+        return gate.acquire(timeout=-1 if limit is None else limit)
 
     def _run(self, grace: float = GRACE) -> None:
-        try:
+        with contextlib.ExitStack() as steps:  # whatever one of them raises, the others are taken
+            steps.callback(self._open_gates)
+            steps.callback(self._finish)
+            steps.callback(self._end_connections, grace)
             self._close_doors()
-        finally:
-            connections = self._connections
-            total = connections.end_all()
-            busy = connections.wait_for_calls(lambda: self._deadline)
-            self._report = StopReport(drained=total - busy)
-            connections.force()
-            end = time.monotonic() + grace
-            left = connections.wait_for_calls(lambda: end)
-            self._report = StopReport(total - busy, busy - left, left)
+
+    def _end_connections(self, grace: float) -> None:
+        total = self._connections.end_all()
+        busy = self._connections.wait_for_calls(lambda: self._deadline)
+        self._report = StopReport(drained=total - busy)
+        self._connections.force()
+        end = time.monotonic() + grace
+        left = self._connections.wait_for_calls(lambda: end)
+        self._report = StopReport(total - busy, busy - left, left)
+
+    def _open_gates(self) -> None:
+        with self._lock:
             self._done = True
-            self._finish()
+            for gate in self._gates:
+                gate.release()
+            self._gates.clear()

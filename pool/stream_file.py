@@ -4,8 +4,9 @@ Law of this file: it blocks the calling thread, so it refuses to work on the pol
 Like every raw file it is for one reader and one writer at a time; ``io.BufferedReader`` and its kin have a lock.
 
 A Ctrl-C may end a wait in here, not what was waited for.  A read that goes on keeps its place, and the next
-``readinto`` takes its bytes; so the request is noted before it is made.  A write that cannot be taken back goes on, too; but then the caller does not know what became of it,
-and whoever buffers would send the same bytes again.  So nothing more is written after that.
+``readinto`` takes its bytes; so the request is noted before it is made.  A write that cannot be taken back goes on,
+too; but then the caller does not know what became of it, and whoever buffers would send the same bytes again.  So
+nothing more is written after that.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ are claimed here, together with the first byte that is handed out; they are sett
     waiters    flush, shutdown_write, close: each waits until so many bytes were sent
 
 All is sent in the order of the calls, promised before held.  As soon as what is left of the first held write fits
-under the limit, it is copied and promised: its future is done, its buffer is the caller's again.  So what is held is
-always more than would fit, and our memory is bounded by the limit, not by what callers want to send.
+under the limit, it is copied and promised: its future is done, its buffer is the caller's again.  So our memory is
+bounded by the limit, not by what callers want to send.
 
 A write is taken back whole or not at all: only while no byte of it was handed out.
 """
@@ -120,9 +120,10 @@ class WriteQueue:
         return any(waiter.kind is not Kind.FLUSH for waiter in self._waiters)
 
     def promise(self, rest: Buffer) -> bool:
-        """Copy *rest* behind all others, if it fits under the limit."""
+        """Copy *rest* behind all others, if nobody is held and it fits under the limit."""
         with memoryview(rest) as view:
-            if self.pending + len(view) > self.limit:
+            # Somebody may be held though there is room: who was held before him has just been taken back.
+            if self._held or len(self._promised) + len(view) > self.limit:
                 return False
             self._promised += view
         return True

@@ -1,0 +1,338 @@
+"""ConnectionServer: connections are accepted, and a handler is called for them on workers.
+
+    listening sockets      accepting.py     on the poller thread
+          |  a stream
+          v
+    table of connections   connections.py   at most max_connections
+          |  monitor / when
+          v
+    handler(stream)        on a worker      the stream is closed by the server, whatever happens
+
+Law of this file: the face.  Any thread may call anything; ``stop`` and ``serve_forever`` wait, nothing else does.  How
+a server ends stands in ``stopping.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Literal, Self, cast
+
+from bbipc.errors import PollerClosedError, RemoteDisconnectedError, SocketClosedError
+from bbipc.events import SocketEvent
+from bbipc.polling.deadline import checked_timeout
+from bbipc.sockets import fork
+from bbipc.sockets.server import StreamServer
+from bbipc.sockets.stream import StreamSocket
+from pool import lifecycle, reports
+from pool.accepting import Accepting
+from pool.connections import Connection, Connections, Handler, Session
+from pool.interests import Callback
+from pool.polling_loop import PollingLoop
+from pool.seldom import Seldom
+from pool.stopping import GRACE, Stopping, StopReport
+from pool.worker_pool import WorkerPool
+
+#: what is told of a handler's error
+ErrorHook = Callable[[BaseException, StreamSocket], object]
+
+#: connections of a server at once, unless it is given another number
+MAX_CONNECTIONS: Final = 1024
+#: something to read, or the end: data alone never tells of that
+_READ: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What a server is doing at one moment, and what it has done so far.
+
+    ``connections`` (now), ``accepted`` (so far), ``shed`` (turned away for want of descriptors), ``refused`` (accepted
+    and closed at once, because the workers took nothing any more), ``handler_errors``, ``disconnected`` (handlers that
+    were ended by their connection's loss), ``paused`` (whether nobody is accepted just now).
+    """
+
+    connections: int
+    accepted: int
+    shed: int
+    refused: int
+    handler_errors: int
+    disconnected: int
+    paused: bool
+
+
+class ConnectionServer:
+    """Calls *handler* on a worker for the connections of *server*: one listening socket, or several.
+
+    The server owns its listening sockets, and closes them when it stops.
+
+    *per* ``"connection"``: ``handler(stream)`` is called once, when the first bytes have come, or the end; with
+    *speaks_first* at once.  It holds its worker for as long as it likes; a client that says nothing holds none.
+    *per* ``"readiness"``: ``handler(stream)`` is called whenever there is something to read, or the end (``read`` gives
+    ``b""``); never twice at once for one connection.  It should read what is there and return; between its calls the
+    connection holds no worker.
+
+    The stream is closed by the server: when the handler has returned (``"connection"``), when it has returned from the
+    call for the peer's end (``"readiness"``), and whenever it raises.  A handler may also close it.  Where it was
+    passed on to another process, that lets go of this process's hold and leaves the connection alone.
+
+    What a handler raises is logged, with its traceback, once a second at most, and goes to ``on_error(error, stream)``,
+    on the same worker, before the stream is closed.  Not so the loss of this very connection (RemoteDisconnectedError,
+    SocketClosedError of its stream): that is logged as DEBUG.
+
+    *workers*: where handlers run; left alone when the server stops.  ``None``: a pool of the server's own.  Where
+    handlers block, give a pool with as many workers as there are to be calls at once.  *max_connections*: with so many,
+    others wait in the kernel's backlog until one leaves; ``None``: no limit.
+
+    ``servers``: the listening sockets.  ``workers``: the pool.  Any thread may call any method at any time.
+
+    :raises ValueError: no listening socket, a limit below 1, *speaks_first* with ``per="readiness"``
+    :raises TypeError: not a StreamServer
+    """
+
+    def __init__(
+        self,
+        server: StreamServer | Sequence[StreamServer],
+        handler: Handler,
+        *,
+        workers: WorkerPool | None = None,
+        max_connections: int | None = MAX_CONNECTIONS,
+        per: Literal["connection", "readiness"] = "connection",
+        speaks_first: bool = False,
+        on_error: ErrorHook | None = None,
+    ) -> None:
+        self.servers = _servers(server)
+        if per not in ("connection", "readiness"):
+            raise ValueError(f'per must be "connection" or "readiness", not {per!r}')
+        if speaks_first and per == "readiness":
+            raise ValueError('who is called when there is something to read cannot speak first; per="connection" can')
+        if max_connections is not None and max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, not {max_connections}")
+        self.workers = WorkerPool() if workers is None else workers
+        self._owns_workers = workers is None
+        self._handler = handler
+        self._limit = max_connections
+        self._take = self._take_session if per == "connection" else self._take_connection
+        self._first = SocketEvent.DETERMINED if speaks_first else _READ
+        self._on_error = on_error
+        self._errors = Seldom()
+        self._connections = Connections(self._on_leave, self._failed)
+        self._stopping = Stopping(self._connections, self._close_doors, self._finish)
+        self._lock = threading.RLock()  # guards what follows
+        self._stopped = False
+        self._accepting: Accepting | None = None
+        self._loop: PollingLoop | None = None
+        self._handler_errors = 0
+        self._disconnected = 0
+        self._hook_errors = 0
+        self._generation = fork.generation
+
+    def start(self) -> None:
+        """Begin to accept.  Idempotent; never waits.
+
+        :raises RuntimeError: it was stopped; its pool was shut down; it belongs to the process that forked this one
+        :raises SocketClosedError: one of its listening sockets is closed
+        :raises OSError: the kernel has no room for it
+        """
+        self._check_process()
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("the server was stopped; make another")
+            if self._accepting is not None:
+                return
+            self._loop = self.workers.poller_thread
+            self._accepting = Accepting(
+                self.servers,
+                self._loop,
+                self._take,
+                inside=self._connections.__len__,
+                limit=self._limit,
+                on_end=self._cannot_go_on,
+            )
+            try:
+                self._accepting.open()
+            except BaseException:
+                self._accepting = None
+                raise
+        lifecycle.stop_at_exit(self)
+
+    def serve_forever(self, *, stop_timeout: float | None = 10.0) -> StopReport:
+        """Start, and wait until somebody stops the server; a Ctrl-C stops it, too (*stop_timeout*: see :meth:`stop`).
+
+        :raises RuntimeError, SocketClosedError, OSError: see :meth:`start`
+        """
+        checked_timeout(stop_timeout)
+        try:
+            self.start()
+            self._stopping.wait_for_end(None)
+        except KeyboardInterrupt:
+            pass
+        return self.stop(stop_timeout)
+
+    def stop(self, timeout: float | None = 10.0) -> StopReport:
+        """Accept nobody any more, let the calls that are running return, and close all connections.
+
+        Idle connections are closed at once.  Calls have *timeout* seconds to return (``None``: as long as they like),
+        half a second more when their streams have been closed, and then are left behind: see :class:`StopReport`.  It
+        returns a few seconds after that at the latest.
+
+        Idempotent, and from several threads at once: all wait for the same end, and are given the same report; an
+        earlier deadline counts for all.  A handler may call it, and is not waited for.  On the poller thread, which the
+        handlers may need, it only begins, and reports what is known so far.
+
+        :raises ValueError: a negative or NaN timeout
+        """
+        limit = checked_timeout(timeout)
+        if self._generation != fork.generation:
+            return StopReport()
+        with self._lock:
+            self._stopped = True
+        caller = self._connections.calling()
+        if caller is not None:
+            self._connections.excuse(caller)
+        on_poller_thread = self._loop is not None and self._loop.is_current()
+        self._close_doors()
+        self._stopping.begin(limit, wait=not on_poller_thread)
+        if on_poller_thread:
+            return self._stopping.report
+        report = self._stopping.wait()
+        if self._owns_workers and caller is None:
+            self.workers.shutdown(timeout=GRACE)
+        return report
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has begun to stop it: for handlers that ask between two requests."""
+        return self._stopped
+
+    def stats(self) -> ServerStats:
+        """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
+        accepting = self._accepting
+        return ServerStats(
+            connections=len(self._connections),
+            accepted=0 if accepting is None else accepting.accepted,
+            shed=0 if accepting is None else accepting.shed,
+            refused=0 if accepting is None else accepting.refused,
+            handler_errors=self._handler_errors,
+            disconnected=self._disconnected,
+            paused=accepting is not None and accepting.paused,
+        )
+
+    # The poller thread: a connection has come.
+
+    def _take_connection(self, stream: StreamSocket) -> None:
+        connection = Connection(self._connections, stream, self._handler)
+        self._let_in(connection)
+        try:
+            self.workers.monitor(stream, _READ, cast(Callback, connection.call), on_close=connection.ended)
+        except (OSError, RuntimeError):
+            connection.end()
+            raise
+
+    def _take_session(self, stream: StreamSocket) -> None:
+        session = Session(self._connections, stream, self._handler)
+        self._let_in(session)
+        try:
+            wait = self.workers.when(stream, self._first, session.call)
+        except (OSError, RuntimeError):
+            session.end()
+            raise
+        wait.add_done_callback(session.waited)
+
+    def _let_in(self, connection: Connection) -> None:
+        if not self._connections.add(connection):
+            raise PollerClosedError("the server is being stopped")
+
+    # Whichever thread.
+
+    def _on_leave(self) -> None:
+        if self._accepting is not None:
+            self._accepting.left()
+
+    def _failed(self, error: BaseException, stream: StreamSocket) -> None:
+        """A handler has raised.  Nothing that goes wrong here may reach the connection's own work."""
+        try:
+            self._tell(error, stream)
+        except BaseException as problem:  # noqa: BLE001 # a hook's own error, or the log's
+            with self._lock:
+                self._hook_errors += 1
+            reports.failure(logger, self._hook_errors, self._on_error or logger, "a worker", problem)
+
+    def _tell(self, error: BaseException, stream: StreamSocket) -> None:
+        if isinstance(error, RemoteDisconnectedError | SocketClosedError) and error.socket is stream:
+            with self._lock:
+                self._disconnected += 1
+            logger.debug("the connection of %r was lost: %s", self._handler, error)
+            return
+        with self._lock:
+            self._handler_errors += 1
+        left_out = self._errors.ask()
+        if left_out is not None:
+            logger.error("%r failed for %r (%d not logged before)", self._handler, stream, left_out, exc_info=error)
+        if self._on_error is not None:
+            self._on_error(error, stream)
+
+    def _cannot_go_on(self, error: Exception) -> None:
+        """The poller thread is closed, behind our back: nobody can be accepted any more, so this is the end."""
+        if not (self._stopped or lifecycle.exiting()):
+            logger.error("%r stops: %s", self, error)
+            with self._lock:
+                self._stopped = True
+            self._stopping.begin(GRACE, wait=False)
+
+    def _close_doors(self) -> None:
+        self._connections.shut()
+        if self._accepting is not None:
+            self._accepting.close()
+        for server in self.servers:
+            server.close()
+
+    def _finish(self) -> None:
+        """The end of the end, on its thread."""
+        if self._owns_workers:
+            self.workers.shutdown(wait=False)
+
+    def _check_process(self) -> None:
+        if self._generation != fork.generation:
+            raise RuntimeError("this server belongs to the process that forked this one; make another")
+
+    # At the exit of the interpreter; see lifecycle.py.
+
+    def stop_soon(self) -> None:
+        """Not for users: the interpreter exits."""
+        if self._generation == fork.generation:
+            self._stopped = True
+            self._close_doors()
+            self._connections.end_all()
+
+    def wait_until(self, deadline: float) -> None:
+        """Not for users: the interpreter exits."""
+        if self._generation == fork.generation:
+            self._connections.wait_for_calls(lambda: deadline)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._stopped else "not started" if self._accepting is None else "serving"
+        return f"<ConnectionServer {state}, {len(self._connections)} connections, at {self.servers!r}>"
+
+
+def _servers(server: StreamServer | Sequence[StreamServer]) -> tuple[StreamServer, ...]:
+    servers = (server,) if isinstance(server, StreamServer) else tuple(server)
+    if not servers:
+        raise ValueError("a server needs at least one listening socket")
+    for each in servers:
+        if not isinstance(each, StreamServer):
+            raise TypeError(f"a StreamServer is required, not {type(each).__name__}")
+    return servers
