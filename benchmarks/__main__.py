@@ -1,4 +1,4 @@
-"""python -m benchmarks primitives [--quick] [--rounds N] [--only CASE ...] [--json FILE] [--check]"""
+"""python -m benchmarks primitives|servers [--quick] [--rounds N] [--only CASE ...] [--json FILE] [--check]"""
 
 from __future__ import annotations
 
@@ -8,13 +8,31 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Final
 
-from benchmarks import primitives
+import benchmarks
+from benchmarks import primitives, servers
 from benchmarks.measure import Effort, Row, print_table
 
-FULL_ROUNDS = 400
-QUICK_ROUNDS = 20
+
+@dataclass(frozen=True)
+class Command:
+    """*module* has the cases, ``CASES``; *rounds* and *quick_rounds*: turns of each side."""
+
+    module: ModuleType
+    summary: str
+    rounds: int
+    quick_rounds: int
+    quick_seconds: int
+
+
+COMMANDS: Final = {
+    "primitives": Command(primitives, "the calls of bbipc beside those of the standard library", 400, 20, 15),
+    "servers": Command(servers, "echo servers of pool beside other ways to write one", 400, 3, 15),
+}
 
 
 def about() -> dict[str, object]:
@@ -31,13 +49,13 @@ def write_json(path: Path, rows: Sequence[Row], effort: Effort) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def run_primitives(options: argparse.Namespace) -> int:
-    rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
+def run(command: Command, options: argparse.Namespace) -> int:
+    rounds = options.rounds or (command.quick_rounds if options.quick else command.rounds)
     effort = Effort(rounds, options.quick)
     rows: list[Row] = []
-    for name in options.only or primitives.CASES:
+    for name in options.only or command.module.CASES:
         print(f"{name} …", file=sys.stderr, flush=True)
-        rows += primitives.CASES[name](effort)
+        rows += command.module.CASES[name](effort)
     print(" ".join(f"{key}={value}" for key, value in about().items()))
     print_table(rows)
     if options.json:
@@ -54,21 +72,25 @@ def positive(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=primitives.__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("primitives", help="the calls of bbipc beside those of the standard library")
-    command.add_argument("--quick", action="store_true", help="under 15 s: it runs, the numbers mean little")
-    command.add_argument("--rounds", type=positive, metavar="N", help="turns of each side (400, or 20 with --quick)")
-    command.add_argument("--only", nargs="+", choices=list(primitives.CASES), metavar="CASE", help="some cases alone")
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
-    command.add_argument(
-        "--check",
-        action="store_true",
-        help="exit with 1 when a target is missed; not with --quick, where noise decides",
-    )
-    command.set_defaults(run=run_primitives)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=benchmarks.__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, command in COMMANDS.items():
+        add_command(commands.add_parser(name, help=command.summary, description=command.module.__doc__), command)
     options = parser.parse_args()
-    return int(options.run(options))
+    return run(COMMANDS[options.command], options)
+
+
+def add_command(parser: argparse.ArgumentParser, command: Command) -> None:
+    quick = f"under {command.quick_seconds} s: it runs, the numbers mean little"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    rounds = f"turns of each side ({command.rounds}, or {command.quick_rounds} with --quick)"
+    parser.add_argument("--rounds", type=positive, metavar="N", help=rounds)
+    parser.add_argument(
+        "--only", nargs="+", choices=list(command.module.CASES), metavar="CASE", help="some cases alone"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE, too")
+    check = "exit with 1 when a target is missed; not with --quick, where noise decides"
+    parser.add_argument("--check", action="store_true", help=check)
 
 
 if __name__ == "__main__":

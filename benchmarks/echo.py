@@ -4,33 +4,26 @@ Both servers run at the same time on one core, and the load, on another, goes to
 idle server sleeps in the kernel and costs nothing.  The load generator does less for each message than either
 server (it does not poll), so that the servers are what is measured.  The processor time of the server, where the
 system tells it, says the same without the load generator's part.
-
-``python -m benchmarks.echo NAME ADDRESS`` is a server; it prints a line when it listens, and ends with its stdin.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import bbipc
 from bbipc import SocketEvent
-from benchmarks.measure import Effort, Row, Target, Turn, pinned, rate_ratio, ratio, take_turns
+from benchmarks.load import connected, counting, load
+from benchmarks.measure import Effort, Row, Target, pinned, rate_ratio, ratio, take_turns
+from benchmarks.processes import announce, running, serve
 
 TARGET: Final = Target(0.85, at_least=True)
 _BUFFER: Final = 1 << 16
-_SIZE: Final = 64
-_ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 # The servers.
@@ -98,82 +91,7 @@ def accepted(server: socket.socket) -> socket.socket:
 SERVERS: Final[dict[str, Callable[[str], None]]] = {"ours": serve_ours, "epoll": serve_epoll}
 
 
-def announce(port: int) -> None:
-    print(port, flush=True)
-
-
-def end_with_stdin() -> None:
-    """The parent is gone, or wants an end.  Nothing here is worth an orderly one."""
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
-@contextlib.contextmanager
-def running(name: str, address: str) -> Iterator[tuple[int, str | tuple[str, int]]]:
-    """A server in a child process: (its process, where to connect)."""
-    command = [sys.executable, "-m", "benchmarks.echo", name, address]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server {name!r} did not start")
-        try:
-            yield child.pid, address if "/" in address else ("127.0.0.1", int(line))
-        finally:
-            child.stdin.close()
-            child.wait(10)
-
-
-# The load.
-
-
-def connected(where: str | tuple[str, int], count: int) -> list[socket.socket]:
-    connections = []
-    for _ in range(count):
-        sock = socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
-        sock.connect(where)
-        if sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connections.append(sock)
-    return connections
-
-
-def load(connections: list[socket.socket], sweeps: int) -> Turn:
-    """One message in flight on every connection, *sweeps* times; seconds a message."""
-    data, buffer = bytes(_SIZE), bytearray(_SIZE)
-
-    def turn() -> float:
-        start = time.perf_counter()
-        for sock in connections:
-            sock.send(data)
-        for _ in range(sweeps - 1):
-            for sock in connections:
-                sock.recv_into(buffer)
-                sock.send(data)
-        for sock in connections:
-            sock.recv_into(buffer)
-        return (time.perf_counter() - start) / (sweeps * len(connections))
-
-    return turn
-
-
-def processor_time(process: int) -> float:
-    """Seconds that a process has computed so far; only Linux has a clock for this."""
-    return time.clock_gettime((~process << 3) | 2) if sys.platform == "linux" else 0.0
-
-
-def counting(turn: Turn, process: int, messages: int, spent: list[float]) -> Turn:
-    """*turn*, which notes in *spent* the server's processor time a message."""
-
-    def counted() -> float:
-        before = processor_time(process)
-        taken = turn()
-        time.sleep(0.001)  # the kernel adds up when the server falls asleep again
-        spent.append((processor_time(process) - before) / messages)
-        return taken
-
-    return counted
+# The comparison.
 
 
 def compare(kind: str, count: int, directory: str, effort: Effort) -> list[Row]:
@@ -184,7 +102,7 @@ def compare(kind: str, count: int, directory: str, effort: Effort) -> list[Row]:
         turns = []
         for name, address, own in zip(SERVERS, addresses, spent, strict=True):
             with pinned(0):
-                process, where = stack.enter_context(running(name, address))
+                process, where = stack.enter_context(running("benchmarks.echo", name, address))
             connections = [stack.enter_context(sock) for sock in connected(where, count)]
             turns.append(counting(load(connections, messages // count), process, messages, own))
         with pinned(1):
@@ -205,5 +123,4 @@ def echo(effort: Effort) -> list[Row]:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with_stdin, daemon=True).start()
-    SERVERS[sys.argv[1]](sys.argv[2])
+    serve(SERVERS)

@@ -73,10 +73,16 @@ class Effort:
 
 def take_turns(ours: Turn, peer: Turn, rounds: int) -> tuple[list[float], list[float]]:
     """A B A B …, after two turns each that do not count."""
-    for warm_up in (ours, peer, ours, peer):
+    taken = take_all_turns((ours, peer), rounds)
+    return taken[0], taken[1]
+
+
+def take_all_turns(turns: Sequence[Turn], rounds: int) -> list[list[float]]:
+    """A B C A B C …, after two turns each that do not count; what each side took."""
+    for warm_up in (*turns, *turns):
         warm_up()
-    pairs = [(ours(), peer()) for _ in range(rounds)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    taken = [[turn() for turn in turns] for _ in range(rounds)]
+    return [list(side) for side in zip(*taken, strict=True)]
 
 
 def ratio(

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import primitives
-from benchmarks.measure import Effort, Row, Target, difference, print_table, rate_ratio, ratio, take_turns
+from benchmarks import primitives, servers
+from benchmarks.latency import percentile
+from benchmarks.load import connected, load
+from benchmarks.measure import (
+    Effort,
+    Row,
+    Target,
+    difference,
+    print_table,
+    rate_ratio,
+    ratio,
+    take_all_turns,
+    take_turns,
+)
+from benchmarks.processes import room_for_files, running
 
 ROOT = Path(__file__).resolve().parent.parent
 #: case -> (limit, at least?), as the design promises them
@@ -72,9 +89,10 @@ def test_it_says_where_the_numbers_come_from(quick: tuple[str, dict[str, Any]]) 
         assert row["name"] in printed
 
 
+@pytest.mark.parametrize("name", ["primitives", "servers"])
 @pytest.mark.parametrize("wrong", [["--rounds", "0"], ["--only", "nothing"]])
-def test_wrong_arguments_are_refused(wrong: list[str]) -> None:
-    assert run("primitives", *wrong).returncode == 2
+def test_wrong_arguments_are_refused(name: str, wrong: list[str]) -> None:
+    assert run(name, *wrong).returncode == 2
 
 
 @pytest.mark.parametrize(("check", "code"), [([], 0), (["--check"], 1)])
@@ -126,3 +144,153 @@ def test_the_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_part_of_the_rounds_is_never_none() -> None:
     assert Effort(400, quick=False).part(0.25) == 100
     assert Effort(1, quick=True).part(0.25) == 3
+
+
+# python -m benchmarks servers
+
+
+@pytest.fixture(scope="module")
+def quick_servers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """(the printed table and what was said beside it, the JSON) of one quick run."""
+    path = tmp_path_factory.mktemp("benchmarks") / "servers.json"
+    done = run("servers", "--quick", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr, json.loads(path.read_text())
+
+
+def test_every_shape_has_every_server_beside_the_loop_by_hand(quick_servers: tuple[str, dict[str, Any]]) -> None:
+    printed, content = quick_servers
+    titles = {server.title for server in servers.present()} - {servers.BASE}
+    for shape in servers.SHAPES:
+        beside = {row["name"] for row in content["rows"] if row["peer_name"] == servers.BASE}
+        assert {f"{shape.title}, {title}" for title in titles} <= beside
+        if sys.platform == "linux":
+            assert {f"{shape.title}, {title}: processor time" for title in titles} <= beside
+    for server in servers.SERVERS:
+        if server not in servers.present():
+            assert f"without {server.title}: there is no {server.needs}" in printed
+
+
+def test_servers_rows_are_printed_and_make_sense(quick_servers: tuple[str, dict[str, Any]]) -> None:
+    printed, content = quick_servers
+    lines = [(row["name"], row["peer_name"]) for row in content["rows"]]
+    assert len(set(lines)) == len(lines)
+    for row in content["rows"]:
+        assert row["name"] in printed
+        assert row["ours"] > 0 or row["unit"] == "bytes", row
+        assert row["peer"] > 0 or row["unit"] == "bytes", row
+
+
+def test_servers_targets_are_named(quick_servers: tuple[str, dict[str, Any]]) -> None:
+    rows = {(row["name"], row["peer_name"]): row for row in quick_servers[1]["rows"]}
+    titles = {server.title for server in servers.present()}
+    for shape in servers.SHAPES:
+        for title, peer, target in servers.TARGETS:
+            row = rows.get((f"{shape.title}, {title}", peer))
+            assert (row is not None) == (shape.connections >= 50 and {title, peer} <= titles)
+            if row is not None:
+                assert row["target"] == {"limit": target.limit, "at_least": True}
+    beside_none = [row for row in rows.values() if row["peer_name"] == "beside none"]
+    assert [row["target"] for row in beside_none] == [{"limit": 0.95, "at_least": True}] * len(beside_none)
+    assert beside_none
+
+
+def test_latency_has_two_percentiles_of_each_way(quick_servers: tuple[str, dict[str, Any]]) -> None:
+    names = [row["name"] for row in quick_servers[1]["rows"] if row["case"] == "latency"]
+    assert [name.removesuffix("p50") + "p99" for name in names[::2]] == names[1::2]
+    assert len(names) == 10
+
+
+def test_all_turns_alternate_and_the_first_two_do_not_count() -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    taken = take_all_turns([lambda: turn("A"), lambda: turn("B"), lambda: turn("C")], 2)
+    assert order == ["A", "B", "C"] * 4
+    assert taken == [[7.0, 10.0], [8.0, 11.0], [9.0, 12.0]]
+
+
+def test_percentiles() -> None:
+    values = [float(number) for number in range(101)]
+    assert (percentile(values, 50), percentile(values, 99)) == (50.0, 99.0)
+
+
+@contextlib.contextmanager
+def echoing(path: Path, *, answers: int) -> Iterator[list[int]]:
+    """A server that answers *answers* times on each of three connections and closes them; what it received."""
+    received: list[int] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def serve() -> None:
+            connections = [server.accept()[0] for _ in range(3)]
+            for _ in range(answers):
+                for connection in connections:
+                    received.append(len(data := connection.recv(4096)))
+                    connection.sendall(data)
+            for connection in connections:
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield received
+        thread.join()
+
+
+def test_the_load_keeps_its_depth_in_flight_and_counts_every_message(tmp_path: Path) -> None:
+    with echoing(tmp_path / "s", answers=4) as received:
+        connections = connected(str(tmp_path / "s"), 3)
+        assert load(connections, 4, size=64, depth=2)() > 0
+    assert received == [128] * 12
+    for sock in connections:
+        sock.close()
+
+
+def test_the_load_says_when_a_server_gives_up(tmp_path: Path) -> None:
+    with echoing(tmp_path / "s", answers=3):
+        connections = connected(str(tmp_path / "s"), 3)
+        with pytest.raises(OSError):
+            load(connections, 4)()
+    for sock in connections:
+        sock.close()
+
+
+@pytest.mark.parametrize("address", ["tcp", "local"])
+def test_a_server_runs_for_as_long_as_it_is_wanted(address: str, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with running("benchmarks.peers", "threads", "tcp" if address == "tcp" else str(path)) as (_, where):
+        (sock,) = connected(where, 1)
+        with sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+    assert not path.exists()
+    with pytest.raises(OSError):
+        connected(where, 1)
+
+
+def test_a_server_that_does_not_start_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="'nothing'"):
+        with running("benchmarks.peers", "nothing", "tcp"):
+            pass
+    assert "KeyError" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_no_more_files_are_promised_than_the_limit_allows() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] == resource.RLIM_INFINITY:
+        pytest.skip("no limit")
+    try:
+        assert room_for_files(10) == 10
+        assert room_for_files(10 * before[1]) == before[1] - 100
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
