@@ -9,6 +9,7 @@ goes on waiting, claimed: it cannot be cancelled any more, but its time may stil
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ TURN: Final = 64
 class Waiting:
     """One who waits."""
 
-    __slots__ = ("future", "timer", "claimed")
+    __slots__ = ("future", "timer", "claimed", "__weakref__")
 
     def __init__(self) -> None:
         self.future: Future[StreamSocket] = Future()
@@ -80,8 +81,8 @@ class AcceptQueue(SocketQueue):
                 raise _late(0)
             self._arm_locked()
             if limit is not None:
-                waiting.timer = self._loop.call_later(limit, self._expire, waiting, limit)
-            waiting.future.add_done_callback(partial(self._done, waiting))
+                waiting.timer = self._loop.call_later(limit, self._expire, weakref.ref(waiting), limit)
+            waiting.future.add_done_callback(partial(self._done, weakref.ref(waiting)))
         except (OSError, RuntimeError) as error:
             self._fail_locked(waiting, error, after)
             if self._monitor is None:  # nobody would tell of the server's end
@@ -123,16 +124,19 @@ class AcceptQueue(SocketQueue):
         if waiting.claim():
             after.add(waiting.future.set_exception, error)
 
-    def _expire(self, waiting: Waiting, limit: float) -> None:
+    def _expire(self, reference: weakref.ref[Waiting], limit: float) -> None:
+        waiting = reference()
+
         def step(after: Afterwards) -> None:
-            if waiting in self._queue:
+            if waiting is not None and waiting in self._queue:
                 self._fail_locked(waiting, _late(limit), after)
 
         self._exclusively(step)
 
-    def _done(self, waiting: Waiting, future: Future[StreamSocket]) -> None:
+    def _done(self, reference: weakref.ref[Waiting], future: Future[StreamSocket]) -> None:
         """A callback of the future: if it was cancelled, take it out and let its waiters know."""
-        if not future.cancelled():
+        waiting = reference()
+        if waiting is None or not future.cancelled():
             return
 
         def step(after: Afterwards) -> None:

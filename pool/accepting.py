@@ -42,7 +42,7 @@ TURN_TIME: Final = 0.01
 #: seconds that the doors stay shut when the system is out of something
 PAUSE: Final = 0.1
 #: the same when others have taken the spare number: nobody can be turned away before we have one again
-SOON: Final = 0.01
+SOON: Final = 0.002
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -184,7 +184,11 @@ class Accepting:
             self._loop.call_later(seconds, self._try_again)
 
     def _try_again(self) -> None:
-        self._spare.take()
+        if self._closed:
+            return
+        if not self._spare.take():
+            self._shut_for(SOON)
+            return
         with self._lock:
             self._short = False
         self._reopen()

@@ -7,17 +7,23 @@ and a slow executor is never flooded.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from concurrent.futures import Executor, Future
-from typing import Self
+from typing import Final, Self
 
+from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
+from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool import reports
 from pool.interests import Callback
 from pool.parties import CloseHook
 from pool.polling_loop import PollingLoop
+
+#: seconds until the kernel is asked again for what it had no room for
+RETRY: Final = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +53,9 @@ class BorrowedMonitor:
         self._busy = False  # these three are guarded by the lock, which is taken before the loop's
         self._paused = False
         self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned
+        self._cancelled = False
         self._failures = 0
+        self._generation = fork.generation
 
     def begin(self, events: SocketEvent) -> Self:
         """Monitor *events*; the monitor itself.
@@ -67,10 +75,13 @@ class BorrowedMonitor:
 
     def cancel(self) -> None:
         """End it; idempotent.  A call that is on its way to the executor, or running there, goes on."""
+        self._cancelled = True
         self._monitor.cancel()
 
     def pause(self) -> None:
         """Begin no call until :meth:`resume`.  Idempotent."""
+        if self._generation != fork.generation:  # the lock may be held for ever, by a thread that is not here
+            return
         with self._lock:
             self._paused = True
             self._monitor.pause()
@@ -80,6 +91,8 @@ class BorrowedMonitor:
 
         :raises OSError: the kernel has no room for it; the same call may be made again
         """
+        if self._generation != fork.generation:
+            return
         with self._lock:
             self._paused = False
             if not self._busy:
@@ -92,6 +105,8 @@ class BorrowedMonitor:
         :raises TypeError: not a SocketEvent
         :raises OSError: the kernel has no room for it; the same call may be made again
         """
+        if self._generation != fork.generation:
+            return
         with self._lock:
             self._paused = False
             self._monitor.set_events(events)
@@ -121,10 +136,19 @@ class BorrowedMonitor:
         with self._lock:
             self._busy = False
             farewell = self._farewell
-            if not self._paused and farewell is None:
-                self._monitor.resume()
-        if farewell is not None and self._on_close is not None:
-            self._on_close(farewell)
+        if farewell is None:
+            self._go_on()
+        else:
+            self._say_farewell(farewell)
+
+    def _go_on(self) -> None:
+        try:
+            with self._lock:
+                if not (self._busy or self._paused):
+                    self._monitor.resume()
+        except OSError:  # the kernel has no room for it
+            with contextlib.suppress(PollerClosedError):
+                self._loop.call_later(RETRY, self._go_on)
 
     def _ended(self, error: Exception) -> None:
         """On the poller thread: the socket, or that thread, is closed."""
@@ -132,7 +156,10 @@ class BorrowedMonitor:
             if self._busy:
                 self._farewell = error
                 return
-        if self._on_close is not None:
+        self._say_farewell(error)
+
+    def _say_farewell(self, error: Exception) -> None:
+        if self._on_close is not None and not self._cancelled:
             self._on_close(error)
 
     def __repr__(self) -> str:

@@ -40,37 +40,36 @@ class Dispatcher:
         self._where = where
         self._timed_turns = 0  # so many are still to be timed one by one
 
-    def serve(self, batch: Batch, changes: int) -> None:
-        """Deal out *batch*, which was told when *changes* changes of the table had been made."""
+    def serve(self, batch: Batch) -> None:
+        """Deal out *batch*, which was waited for since the last refresh of the table."""
         if self._timed_turns:
             self._timed_turns -= 1
             for event in batch:
-                self._serve_by_the_clock([event], changes)
+                self._serve_by_the_clock([event])
         else:
-            self._serve_by_the_clock(batch, changes)
+            self._serve_by_the_clock(batch)
 
-    def _serve_by_the_clock(self, batch: Batch, changes: int) -> None:
+    def _serve_by_the_clock(self, batch: Batch) -> None:
         started = time.monotonic()
-        self._serve(batch, changes)
+        self._serve(batch)
         spent = time.monotonic() - started
         if spent > SLOW:
             self._report_slow(batch, spent)
 
-    def _serve(self, batch: Batch, changes: int) -> None:
+    def _serve(self, batch: Batch) -> None:
         events = iter(batch)
         while True:
             try:
-                return self._serve_all(events, changes)
+                return self._serve_all(events)
             except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
                 socket = batch[len(batch) - operator.length_hint(events) - 1][0]
                 self._report_failure(next(iter(self._table.parties_of(socket)), None), error)
 
-    def _serve_all(self, events: Iterator[tuple[Socket, SocketEvent]], changes: int) -> None:
-        table = self._table
-        direct = table.direct
+    def _serve_all(self, events: Iterator[tuple[Socket, SocketEvent]]) -> None:
+        direct = self._table.direct
         for socket, found in events:
             callback = direct.get(socket)
-            if callback is not None and table.changes == changes:
+            if callback is not None:
                 callback(socket, found)
             else:
                 self._deal_out(socket, found.value)

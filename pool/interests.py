@@ -66,16 +66,17 @@ class Interest:
 class Interests:
     """The table of one poller thread.
 
-    ``direct``: sockets with one party, a monitor that is not paused, and its callback.  The short cut of the poller
-    thread, which reads it without the lock.  ``changes`` counts what has been changed: the short cut is right for
-    events that were told since the last change, and no others.
+    ``direct``: sockets with one party, a monitor that is not paused, and its callback: the short cut of the poller
+    thread, which reads it without the lock.  Whatever is changed for a socket takes it out of there; it comes back with
+    :meth:`refresh`, before the next wait.  So the short cut is right for all events of a batch, however many callbacks
+    and other threads change something while it is dealt out.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.poller: Poller | None = None  # written once, before anybody joins
         self.direct: dict[Socket, Callback] = {}
-        self.changes = 0
+        self.changed: set[Socket] = set()
         self._table: dict[Socket, Interest] = {}
         self._generation = fork.generation
 
@@ -86,6 +87,15 @@ class Interests:
         """Who waits for *socket* just now."""
         interest = self._table.get(socket) if socket is not None else None
         return () if interest is None else interest.parties
+
+    def refresh(self) -> None:
+        """The poller thread is about to wait: what comes of that was asked for as the table is now."""
+        with self.lock:
+            while self.changed:
+                socket = self.changed.pop()
+                parties = self.parties_of(socket)
+                if len(parties) == 1 and parties[0].wanted and parties[0].direct is not None and not socket.closed:
+                    self.direct[socket] = parties[0].direct
 
     def join(self, socket: Socket, party: Party) -> None:
         """From here on *party* is told.
@@ -163,6 +173,7 @@ class Interests:
         """Take out all who wait for *socket*."""
         with self.lock:
             self.direct.pop(socket, None)
+            self.changed.discard(socket)
             interest = self._table.pop(socket, None)
             if interest is None:
                 return ()
@@ -188,16 +199,15 @@ class Interests:
         while True:
             parties = interest.parties
             wanted = _union(parties)
-            self.changes += 1
             self.direct.pop(socket, None)
+            self.changed.add(socket)
             if parties or interest.asked != ABSENT:
                 self._ask_poller_locked(interest, wanted)
             if interest.parties is parties and _union(parties) == wanted:  # else a signal handler has been here
                 break
         if not parties:
             self._table.pop(socket, None)
-        elif len(parties) == 1 and wanted and parties[0].direct is not None and not socket.closed:
-            self.direct[socket] = parties[0].direct
+            self.changed.discard(socket)  # nothing is kept of a socket that nobody waits for
 
     def _ask_poller_locked(self, interest: Interest, wanted: int) -> None:
         assert self.poller is not None, "the thread has not been started"

@@ -52,6 +52,8 @@ LOOKS: Final = 20
 #: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over.  Without a GIL calls
 #: that only compute run side by side as well, so there it pays earlier
 SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
+#: seconds until the kernel is asked again for what it had no room for
+RETRY: Final = 0.05
 #: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
 PROBE: Final = 4
 SPREAD: Final = 64
@@ -199,6 +201,8 @@ class Leadership:
                 return False
             if self._stations.some_departed():
                 return True
+            self._stations.try_again_locked()
+            pause = RETRY if self._stations.unarmed else None
             if poller is None or not len(self._stations):
                 self._leader = 0
                 return False
@@ -208,7 +212,7 @@ class Leadership:
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
             # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
-            batch = poller.wait_for_events(0 if self._crew.tasks or self._crew.ending else None)
+            batch = poller.wait_for_events(0 if self._crew.tasks or self._crew.ending else pause)
         finally:
             with self._lock:
                 self._polling, self._polled = False, True
@@ -227,7 +231,7 @@ class Leadership:
     def _work_off(self, me: int) -> bool:
         """Make the calls of all that is ready; False: the lead is lost, or was laid down."""
         lock, ready, stations = self._lock, self._ready, self._stations
-        table = stations.table
+        table, closed = stations.table, stations.closed_sockets
         station: Station | None = None
         count, started = len(ready), time.monotonic()
         while True:
@@ -253,7 +257,7 @@ class Leadership:
                 self._call_apart(apart, socket, events)
                 return False
             if station is not None:
-                if stations.changes == self._ready_since:
+                if stations.changes == self._ready_since and not closed:
                     try:
                         station.call(socket, events)
                     except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing

@@ -143,7 +143,7 @@ class PollerThread(PollingLoop):
         future: Future[FutureStream] = Future()
         try:
             determined = self.when(stream, SocketEvent.DETERMINED, timeout=limit)
-            future.add_done_callback(partial(_give_up, stream, determined))
+            future.add_done_callback(partial(_give_up, determined))
             determined.add_done_callback(partial(self._determined, future, stream, f"{where} within {limit} s"))
         except OSError as error:
             stream.close()
@@ -184,8 +184,7 @@ def _why_not(stream: StreamSocket, aim: str, determined: Future[SocketEvent]) ->
     return None
 
 
-def _give_up(stream: StreamSocket, determined: Future[SocketEvent], future: Future[FutureStream]) -> None:
-    """A callback of the future: whoever cancels it has no more use for the connection."""
+def _give_up(determined: Future[SocketEvent], future: Future[FutureStream]) -> None:
+    """A callback of the future: nobody has use for the connection any more; ``_determined`` closes it."""
     if future.cancelled():
         determined.cancel()
-        stream.close()

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, cast
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -50,6 +50,7 @@ from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Socket)
 
 #: seconds that a closer waits for the lock of the table where the thread has not ended in time
 PATIENCE: Final = 1.0
@@ -124,7 +125,12 @@ class PollingLoop:
         return future
 
     def monitor(
-        self, socket: Socket, events: SocketEvent, callback: Callback, *, on_close: CloseHook | None = None
+        self,
+        socket: S,
+        events: SocketEvent,
+        callback: Callable[[S, SocketEvent], object],
+        *,
+        on_close: CloseHook | None = None,
     ) -> Monitor:
         """Call ``callback(socket, events)`` on the poller thread whenever some of *events* are true of *socket*.
 
@@ -140,7 +146,8 @@ class PollingLoop:
         :raises PollerClosedError: this was closed before
         :raises OSError: the kernel has no room for it
         """
-        monitor = Monitor(self._interests, socket, wanted_bits(socket, events), callback, on_close)
+        wanted = wanted_bits(socket, events)
+        monitor = Monitor(self._interests, socket, wanted, cast(Callback, callback), on_close)
         self._join(socket, monitor)
         return monitor
 
@@ -174,6 +181,9 @@ class PollingLoop:
         limit = checked_timeout(timeout)
         try:
             self.stop_soon()
+        except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+            self.stop_soon()
+            raise
         finally:
             if not self.is_current() and not self._join_thread(limit):
                 self._finish(PATIENCE)
@@ -286,11 +296,12 @@ class PollingLoop:
         """Wait once, and deal with what came of it."""
         deadline = None if self._timers.idle() else self._timers.next_deadline()
         pause = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-        changes = self._interests.changes
+        if self._interests.changed:
+            self._interests.refresh()
         if self._changed_sockets:  # by a callback of the last turn
             pause = 0.0
         batch = poller.wait_for_events(pause)
-        self._dispatcher.serve(batch, changes)
+        self._dispatcher.serve(batch)
         while self._changed_sockets:
             self._dispatcher.look_at(self._changed_sockets.popleft())
         if deadline is not None:

@@ -7,7 +7,9 @@ are served in the order of their calls by the poller thread, 64 KiB a turn, so t
 from __future__ import annotations
 
 import contextlib
+import weakref
 from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from bbipc.errors import PollerClosedError, SocketClosedError
@@ -123,8 +125,8 @@ class ReadingHalf(StreamHalf):
             self._queue.add(request)
             self._arm_locked()
             if limit is not None:
-                request.timer = self._loop.call_later(limit, self._expire, request, limit)
-            future.add_done_callback(lambda done: self._done(request, done))
+                request.timer = self._loop.call_later(limit, self._expire, weakref.ref(request), limit)
+            future.add_done_callback(partial(self._done, weakref.ref(request)))
         except BaseException:  # Ctrl-C as well: a request that nobody knows of would swallow bytes
             self._queue.drop(request)
             request.future = None
@@ -150,9 +152,10 @@ class ReadingHalf(StreamHalf):
         except OSError as error:
             self._queue.fail(error, after)
 
-    def _done(self, request: Request, future: Future[bytes]) -> None:
+    def _done(self, reference: weakref.ref[Request], future: Future[bytes]) -> None:
         """A callback of the future: if it was cancelled, take the request back and let its waiters know."""
-        if not future.cancelled():
+        request = reference()
+        if request is None or not future.cancelled():
             return
 
         def step(after: Afterwards) -> None:
@@ -166,11 +169,12 @@ class ReadingHalf(StreamHalf):
         with contextlib.suppress(PollerClosedError):
             self._exclusively(step)
 
-    def _expire(self, request: Request, limit: float) -> None:
+    def _expire(self, reference: weakref.ref[Request], limit: float) -> None:
         """Its time is up."""
+        request = reference()
 
         def step(after: Afterwards) -> None:
-            if self._queue.drop(request):
+            if request is not None and self._queue.drop(request):
                 assert request.future is not None
                 after.add(fail, request.future, _late(limit))
                 self._queue.serve(after)

@@ -8,6 +8,13 @@ Re-entry.  The lock is re-entrant, because a signal handler, or a finalizer that
 stream in the middle of its own thread's call.  What it would find is half done: bytes that the kernel has taken and
 nobody has counted yet.  So whoever finds ``_busy`` set hands his call to the poller thread, which waits for the lock.
 
+What that does not cover: a handler that interrupts its thread inside the poller thread's own locks, and uses a stream
+whose lock another thread holds that waits for those.  Closing the socket itself is safe there, too; a queue is not.
+
+Circles.  A future keeps its callbacks when it is done.  So a callback, and a timer, holds what waits by a weak
+reference: it is alive as long as it is in the queue, and then the future, with its bytes, is freed at once, not by the
+collector.
+
 Waiting.  One monitor a queue, made when something has to wait for the first time.  Each change of it costs a system
 call and 2 us, so it stays as it is until an event comes that nobody asks for.
 """

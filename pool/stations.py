@@ -106,7 +106,7 @@ class Station:
 
     def fits(self, events: SocketEvent) -> SocketEvent:
         """Not for users: those of *events* that it is to be called for."""
-        return _NOTHING if self.gone or self.paused else EVENTS[events.value & self._events.value]
+        return _NOTHING if self.gone or self.paused or self.socket.closed else EVENTS[events.value & self._events.value]
 
     def want_locked(self, events: SocketEvent, *, paused: bool) -> None:
         """Not for users: from now on it is to be called for *events*."""
@@ -121,7 +121,7 @@ class Stations:
     """The table of one pool.
 
     ``lock`` guards everything here, and what the leader keeps.  ``changes``: how often something was changed; events
-    told before that may not be wanted any more.
+    told before that may not be wanted any more.  ``closed_sockets``: written down by their closers, without the lock.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,8 @@ class Stations:
         self.poller: Poller | None = None  # made with the first station
         self.table: dict[Socket, Station] = {}
         self.changes = 0
-        self._closed_sockets: deque[Socket] = deque()  # written down by the closer, without a lock
+        self.closed_sockets: deque[Socket] = deque()  # written down by the closer, without a lock
+        self.unarmed: deque[Station] = deque()  # for which the kernel had no room
         self._departed: deque[Station] = deque()  # whose end is to be told
         self._closed = False
         self._generation = fork.generation
@@ -163,6 +164,7 @@ class Stations:
             return False
         with self.lock:
             if station.gone:
+                station.farewell = None  # what it would have been told when its call returns
                 return False
             station.gone = True
             self.changes += 1
@@ -199,21 +201,36 @@ class Stations:
     def release_locked(self, station: Station) -> None:
         """Its call has returned."""
         if station.held:
-            station.held = False
-            if not station.gone:
-                self._arm_locked(station)
+            self._let_go_locked(station)
         if station.farewell is not None and station.gone:
             self._departed.append(station)
             self.wake()
 
+    def try_again_locked(self) -> None:
+        """Arm those for which the kernel had no room."""
+        for _ in range(len(self.unarmed)):
+            station = self.unarmed.popleft()
+            if station.held and not station.busy:
+                self._let_go_locked(station)
+
+    def _let_go_locked(self, station: Station) -> None:
+        station.held = False
+        try:
+            if not station.gone:
+                self._arm_locked(station)
+        except OSError:  # the kernel has no room for it: whoever leads tries again
+            station.held = True
+            self.unarmed.append(station)
+            self.wake()
+
     def some_departed(self) -> bool:
         """Whether the end of a station is to be told, perhaps."""
-        return bool(self._closed_sockets or self._departed)
+        return bool(self.closed_sockets or self._departed)
 
     def take_departed_locked(self) -> Station | None:
         """One whose end is to be told; one whose call is still running is only marked, and comes when it returns."""
-        while self._closed_sockets:
-            station = self.table.pop(self._closed_sockets.popleft(), None)
+        while self.closed_sockets:
+            station = self.table.pop(self.closed_sockets.popleft(), None)
             if station is not None:
                 self._depart_locked(station, SocketClosedError(station.socket))
         return self._departed.popleft() if self._departed else None
@@ -256,5 +273,5 @@ class Stations:
     def _socket_changed(self, socket: Socket) -> None:
         """The poller's hook: perhaps in a signal handler, so nothing here takes a lock."""
         if socket.closed:
-            self._closed_sockets.append(socket)
+            self.closed_sockets.append(socket)
             self.wake()

@@ -32,7 +32,7 @@ class Request(ABC):
     ``future``: made when it has to wait.  ``timer``: what ends it at its time.
     """
 
-    __slots__ = ("future", "timer")
+    __slots__ = ("future", "timer", "__weakref__")
 
     def __init__(self) -> None:
         self.future: Future[bytes] | None = None
@@ -227,7 +227,8 @@ class ReadQueue:
         try:
             data = head.take(self.buffer)
         except (IncompleteReadError, SeparatorNotFoundError) as error:
-            after.add(head.future.set_exception, error)
+            # Without its traceback, which holds this frame, and with it the future: a circle.
+            after.add(head.future.set_exception, error.with_traceback(None))
         else:
             after.add(head.future.set_result, data)
 

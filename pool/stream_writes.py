@@ -37,7 +37,7 @@ class Held:
     more.
     """
 
-    __slots__ = ("future", "view", "size", "started", "serial", "timer")
+    __slots__ = ("future", "view", "size", "started", "serial", "timer", "__weakref__")
 
     def __init__(self, view: memoryview, size: int) -> None:
         self.future: Future[int] = Future()
@@ -80,7 +80,7 @@ class Kind(enum.Enum):
 class Waiter:
     """Something to be done when ``goal`` bytes were sent."""
 
-    __slots__ = ("future", "kind", "goal", "serial", "timer")
+    __slots__ = ("future", "kind", "goal", "serial", "timer", "__weakref__")
 
     def __init__(self, kind: Kind) -> None:
         self.future: Future[None] = Future()

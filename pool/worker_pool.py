@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar, cast
 
 from bbipc.errors import QueueFullError
 from bbipc.events import SocketEvent
@@ -32,6 +32,7 @@ from pool.tasks import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=Socket)
 
 _counter: Final = itertools.count()
 #: as ThreadPoolExecutor: from 3.13 on those that this process may use
@@ -198,7 +199,12 @@ class WorkerPool(Executor):
         return future
 
     def monitor(
-        self, socket: Socket, events: SocketEvent, fn: Callback, *, on_close: CloseHook | None = None
+        self,
+        socket: S,
+        events: SocketEvent,
+        fn: Callable[[S, SocketEvent], object],
+        *,
+        on_close: CloseHook | None = None,
     ) -> Monitoring:
         """Call ``fn(socket, events)`` on a worker whenever some of *events* are true of *socket*.
 
@@ -215,9 +221,10 @@ class WorkerPool(Executor):
         :raises OSError: the kernel has no room for it
         """
         self._check_open()
+        call = cast(Callback, fn)
         if self._executor is not None:
-            return BorrowedMonitor(self.poller_thread, self, self._executor, socket, fn, on_close).begin(events)
-        station = Station(self._stations, self, socket, fn, on_close)
+            return BorrowedMonitor(self.poller_thread, self, self._executor, socket, call, on_close).begin(events)
+        station = Station(self._stations, self, socket, call, on_close)
         self._stations.add(station, events)
         try:
             if self._crew.duty.wanted():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -160,8 +161,8 @@ class WritingHalf(StreamHalf):
             self._queue.hold(held)
             self._torn = False
             if limit is not None:
-                held.timer = self._loop.call_later(limit, self._expire, held, limit)
-            held.future.add_done_callback(partial(self._done, held))
+                held.timer = self._loop.call_later(limit, self._expire, weakref.ref(held), limit)
+            held.future.add_done_callback(partial(self._done, weakref.ref(held)))
         except (OSError, RuntimeError) as error:
             self._torn = False
             held = held or Held(rest, size)
@@ -235,9 +236,10 @@ class WritingHalf(StreamHalf):
             else:
                 after.add(fail, waiter.future, told)
 
-    def _done(self, held: Held, future: Future[int]) -> None:
+    def _done(self, reference: weakref.ref[Held], future: Future[int]) -> None:
         """A callback of the future: if it was cancelled, take the write back and let its waiters know."""
-        if not future.cancelled():
+        held = reference()
+        if held is None or not future.cancelled():
             return
 
         def step(after: Afterwards) -> None:
@@ -248,11 +250,12 @@ class WritingHalf(StreamHalf):
         with contextlib.suppress(PollerClosedError):
             self._exclusively(step)
 
-    def _expire(self, held: Held, limit: float) -> None:
+    def _expire(self, reference: weakref.ref[Held], limit: float) -> None:
         """The time of a write is up."""
+        held = reference()
 
         def step(after: Afterwards) -> None:
-            if held not in self._queue:
+            if held is None or held not in self._queue:
                 return
             error = _late(limit, held)
             if held.claim():
@@ -280,7 +283,7 @@ class WritingHalf(StreamHalf):
             self._exclusively(step)
         except PollerClosedError as error:
             return failed(error)
-        waiter.future.add_done_callback(lambda done: self._waiter_done(waiter, done))
+        waiter.future.add_done_callback(partial(self._waiter_done, weakref.ref(waiter)))
         return waiter.future
 
     def _limit_locked(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
@@ -290,12 +293,13 @@ class WritingHalf(StreamHalf):
         if limit == 0:
             self._expire_waiter_locked(waiter, limit, after)
             return
-        try:
-            waiter.timer = self._loop.call_later(
-                limit, self._exclusively, lambda late: self._expire_waiter_locked(waiter, limit, late)
-            )
-        except PollerClosedError:  # all that waits is just being told
-            pass
+        with contextlib.suppress(PollerClosedError):  # then all that waits is just being told
+            waiter.timer = self._loop.call_later(limit, self._expire_waiter, weakref.ref(waiter), limit)
+
+    def _expire_waiter(self, reference: weakref.ref[Waiter], limit: float) -> None:
+        waiter = reference()
+        if waiter is not None:
+            self._exclusively(partial(self._expire_waiter_locked, waiter, limit))
 
     def _expire_waiter_locked(self, waiter: Waiter, limit: float, after: Afterwards) -> None:
         """Its time is up."""
@@ -309,8 +313,9 @@ class WritingHalf(StreamHalf):
         else:
             after.add(fail, waiter.future, error)
 
-    def _waiter_done(self, waiter: Waiter, future: Future[None]) -> None:
-        if not future.cancelled():
+    def _waiter_done(self, reference: weakref.ref[Waiter], future: Future[None]) -> None:
+        waiter = reference()
+        if waiter is None or not future.cancelled():
             return
 
         def step(after: Afterwards) -> None:

@@ -17,10 +17,8 @@ from bbipc.sockets.stream import StreamSocket
 
 #: accept(2) hands over errors that belong to a peer which has gone already; its page says to treat them like EAGAIN
 _PEER_VANISHED: Final = frozenset(
-    number
-    for number, name in errno.errorcode.items()
-    if name
-    in {
+    getattr(errno, name)
+    for name in (
         "ECONNABORTED",
         "ECONNRESET",
         "EHOSTDOWN",
@@ -34,7 +32,8 @@ _PEER_VANISHED: Final = frozenset(
         "EPERM",
         "EPROTO",
         "ETIMEDOUT",
-    }
+    )
+    if hasattr(errno, name)  # not every system has all of them
 )
 #: how many of them one accept_connection skips before it gives the thread back
 _MAX_SKIPPED: Final = 64

@@ -27,6 +27,8 @@ from bbipc.sockets.server import StreamServer
 
 #: any family will do: the socket is never used
 _FAMILY: Final = socket.AF_INET
+#: who takes and gives back numbers all the time leaves gaps of microseconds; a try costs one
+_TRIES: Final = 10
 
 
 class SpareNumber:
@@ -46,10 +48,13 @@ class SpareNumber:
     def take(self) -> bool:
         """Put a number in reserve, if there is none yet; False: none is free, or this is closed."""
         if not (self._handle is not None and self._has_file):
-            try:
-                self._keep(make_handle(_FAMILY), has_file=True)
-            except OSError:  # what there is, if only a tombstone, is better than nothing
-                pass
+            for _ in range(_TRIES):
+                try:
+                    self._keep(make_handle(_FAMILY), has_file=True)
+                except OSError:  # what there is, if only a tombstone, is better than nothing
+                    if self._handle is None:
+                        continue
+                break
         return self.held
 
     def turn_away(self, server: StreamServer, most: int) -> int:

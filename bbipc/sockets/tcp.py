@@ -278,7 +278,7 @@ def _self_connect() -> OSError:
     return OSError(errno.ECONNREFUSED, "nobody listens there: the connection met itself")
 
 
-def _listen(  # noqa: PLR0917
+def _listen(
     family: socket.AddressFamily, host_address: str, port: int, reuse_address: bool, reuse_port: bool, backlog: int
 ) -> tuple[Handle, _Address]:
     address = (numeric_address(family, host_address), port_number(port))
