@@ -1,20 +1,25 @@
 """pool: threads that turn the readiness of bbipc's sockets into futures, callbacks and work for workers.
 
-Start with ``docs/futures-and-workers.md``.
+Start with ``docs/futures-and-workers.md``; ``docs/threads.md`` says what may be called from where.
 """
 
 from pool.future_stream import FutureStream
 from pool.parties import Monitor
 from pool.poller_thread import PollerThread
+from pool.server import ConnectionServer, ServerStats
+from pool.stopping import StopReport
 from pool.stream_file import StreamFile
 from pool.worker_pool import Monitoring, PoolStats, WorkerPool
 
 __all__ = [
+    "ConnectionServer",
     "FutureStream",
     "Monitor",
     "Monitoring",
     "PollerThread",
     "PoolStats",
+    "ServerStats",
+    "StopReport",
     "StreamFile",
     "WorkerPool",
 ]

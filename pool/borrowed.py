@@ -58,7 +58,7 @@ class BorrowedMonitor:
         self._generation = fork.generation
 
     def begin(self, events: SocketEvent) -> Self:
-        """Monitor *events*; the monitor itself.
+        """Not for users: monitor *events*; the monitor itself.
 
         :raises ValueError: the socket does not have one of them
         :raises SocketClosedError: the socket was closed

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, Self, TypeVar, cast
+from typing import Final, NoReturn, Self, TypeVar, cast
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -345,6 +345,9 @@ class PollingLoop:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
 
     def __repr__(self) -> str:
         if self._generation != fork.generation:

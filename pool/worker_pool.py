@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 from bbipc.errors import QueueFullError
 from bbipc.events import SocketEvent
@@ -304,6 +304,9 @@ class WorkerPool(Executor):
         self._stations.wake()
         if self._owns_poller_thread and self._poller_thread is not None:
             self._poller_thread.stop_soon()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
 
     def __repr__(self) -> str:
         state = "shut down" if self._crew.ending else f"{len(self._threads)} of {self._max_workers} threads"

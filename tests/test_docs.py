@@ -15,9 +15,9 @@ import bbipc
 from bbipc import readiness
 from bbipc.events import EVENTS, SocketEvent
 from bbipc.readiness import ERROR, HUNG_UP, READ_HUNG_UP, READABLE, WRITABLE, Stage, condition_of, stream_events
-from pool.future_stream import FutureStream
-from pool.poller_thread import PollerThread
-from pool.worker_pool import WorkerPool
+from pool import ConnectionServer, FutureStream, Monitor, Monitoring, PollerThread, StreamFile, WorkerPool
+from pool.borrowed import BorrowedMonitor
+from pool.stations import Station
 from tests.support.makers import PATIENCE
 
 TOP = Path(__file__).parent.parent
@@ -56,6 +56,7 @@ def anchors(page: Path) -> set[str]:
 def close_all(things: Iterable[object]) -> None:
     """What a block has left open, in whatever state it failed: threads first, so that nothing is told of the rest."""
     closers: list[tuple[type, Callable[[Any], object]]] = [
+        (ConnectionServer, lambda server: server.stop(0)),
         (WorkerPool, lambda pool: pool.shutdown(cancel_futures=True, timeout=PATIENCE)),
         (PollerThread, lambda poller_thread: poller_thread.close()),
         (FutureStream, lambda stream: stream.close(flush=False)),
@@ -70,6 +71,8 @@ def close_all(things: Iterable[object]) -> None:
                     stack.callback(close, thing)
 
 
+# docs/threads.md forks while a poller thread runs: that is what it is about.
+@pytest.mark.filterwarnings(r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_block_of_python_runs(page: Path, short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(short_dir)
@@ -83,8 +86,9 @@ def test_every_block_of_python_runs(page: Path, short_dir: Path, monkeypatch: py
 
 
 def test_the_pages_with_code_have_some() -> None:
-    for name in ("README.md", "docs/primitives.md"):
-        assert list(blocks(TOP / name, "python")), name
+    for name in NAMES:
+        if name not in {"CHANGELOG.md", "docs/design-notes.md", "docs/from-the-seeds.md"}:
+            assert list(blocks(TOP / name, "python")), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -104,7 +108,7 @@ def test_readme_opens_with_the_two_commands() -> None:
     commands = [code for _, code in blocks(TOP / "README.md", "sh")]
     assert len(commands) == 2
     assert all(command.count("\n") == 1 for command in commands), "each is one line to paste"
-    assert "examples/echo_demo.py" in commands[0]
+    assert commands[0].endswith(".venv/bin/python examples/worker_demo.py\n")
     assert "-m pytest -n auto" in commands[1]
     assert text.index("```sh") < text.index("\n## ")
 
@@ -165,14 +169,24 @@ def test_the_truth_table_is_the_one_of_readiness() -> None:
 
 
 def public_names(kind: type) -> set[str]:
-    """Its methods and properties, without those that its docstrings keep from users."""
+    """Its methods and properties that are ours, without those that its docstrings keep from users."""
     return {
-        name
-        for name, member in inspect.getmembers(kind)
-        if not name.startswith("_")
-        and (inspect.isroutine(member) or isinstance(member, property))
-        and not (inspect.getdoc(member) or "").startswith("Not for users")
+        member.name
+        for member in inspect.classify_class_attrs(kind)
+        if not member.name.startswith("_")
+        and member.defining_class.__module__.split(".")[0] in {"bbipc", "pool"}
+        and (inspect.isroutine(member.object) or isinstance(member.object, property))
+        and not (inspect.getdoc(member.object) or "").startswith("Not for users")
     }
+
+
+def named_in(page: str) -> dict[str, set[str]]:
+    """What the thread table of *page* names: the members of each class."""
+    named: dict[str, set[str]] = {}
+    for row in rows_under(TOP / page, "method or function"):
+        for owner, name in re.findall(r"`(\w+)\.(\w+)(?:\(\))?`", row[0]):
+            named.setdefault(owner, set()).add(name)
+    return named
 
 
 @pytest.mark.parametrize(
@@ -191,13 +205,66 @@ def public_names(kind: type) -> set[str]:
     ],
 )
 def test_the_thread_table_names_every_method(kind: type) -> None:
-    named: dict[str, set[str]] = {}
-    for row in rows_under(TOP / "docs/primitives.md", "method or function"):
-        for owner, name in re.findall(r"`(\w+)\.(\w+)(?:\(\))?`", row[0]):
-            named.setdefault(owner, set()).add(name)
+    named = named_in("docs/primitives.md")
     owners = {base.__name__ for base in kind.__mro__}
     told = {name for owner in owners for name in named.get(owner, ())}
+    assert public_names(kind)
     assert public_names(kind) - told == set()
+
+
+#: what users of the pool hold
+POOL_KINDS: list[type] = [PollerThread, Monitor, WorkerPool, FutureStream, StreamFile, ConnectionServer]
+
+
+@pytest.mark.parametrize("kind", POOL_KINDS)
+def test_the_thread_table_of_the_pool_names_every_method_and_no_others(kind: type) -> None:
+    named = named_in("docs/threads.md")[kind.__name__]
+    assert public_names(kind)
+    assert public_names(kind) - named == set()
+    assert not [name for name in named if not hasattr(kind, name)]
+
+
+def test_the_thread_table_of_the_pool_has_no_empty_cell_and_names_no_strangers() -> None:
+    kinds = {kind.__name__ for kind in POOL_KINDS} - {"Monitor", "StreamFile"}
+    assert set(named_in("docs/threads.md")) == kinds | {"Monitor", "StreamFile", "Future"}
+    made = set()
+    for name, *cells in rows_under(TOP / "docs/threads.md", "method or function"):
+        assert len(cells) == 3
+        assert all(cells), name
+        made |= set(re.findall(r"^`(\w+)\(\)`", name))
+    assert made == kinds
+
+
+def test_whatever_gives_a_monitor_gives_the_same_methods() -> None:
+    """The table names Monitor for both."""
+    assert public_names(Monitor) == public_names(Monitoring)
+    assert public_names(Station) >= public_names(Monitoring) <= public_names(BorrowedMonitor)
+
+
+#: what the pages call things
+CALLED = {
+    "poller_thread": PollerThread,
+    "workers": WorkerPool,
+    "server": ConnectionServer,
+    "PollerThread": PollerThread,
+    "WorkerPool": WorkerPool,
+    "FutureStream": FutureStream,
+    "ConnectionServer": ConnectionServer,
+    "Monitor": Monitor,
+    "Poller": bbipc.Poller,
+}
+
+
+@pytest.mark.parametrize("page", ["futures-and-workers", "threads", "servers", "moving-here"])
+def test_what_a_page_says_of_the_pool_is_there(page: str) -> None:
+    found = 0
+    for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", (TOP / f"docs/{page}.md").read_text())):
+        for owner, name in re.findall(r"\b([A-Za-z_]+)\.([a-z]\w*)", span):
+            kind = CALLED.get(owner)
+            if kind is not None and name != "socket":  # the name of a local path
+                assert hasattr(kind, name) or f"self.{name} = " in inspect.getsource(kind), span
+                found += 1
+    assert found >= 5
 
 
 #: where a page names a kind of socket of which there are several, or one that has no name at the face

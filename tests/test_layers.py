@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
 import pytest
 
 import bbipc
+import pool
 
-ROOT = Path(bbipc.__file__).resolve().parent
+ROOTS = [Path(file).resolve().parent for file in (bbipc.__file__, pool.__file__)]
 MODULES = {
-    ".".join(("bbipc", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
-    for path in sorted(ROOT.rglob("*.py"))
+    ".".join((root.name, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
+    for root in ROOTS
+    for path in sorted(root.rglob("*.py"))
 }
+OF_BBIPC = [name for name in MODULES if name.split(".")[0] == "bbipc"]
+OF_POOL = [name for name in MODULES if name.split(".")[0] == "pool"]
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 30
@@ -29,6 +34,7 @@ LAYERS: list[set[str]] = [
     {"bbipc.polling"},
     {"bbipc.messages"},
     {"bbipc"},
+    {"pool"},
 ]
 SOCKET_LAYERS: list[set[str]] = [
     {"fork", "handle", "buffers", "addresses"},
@@ -37,7 +43,7 @@ SOCKET_LAYERS: list[set[str]] = [
     {"connection"},
     {"stream"},
     {"server"},
-    {"tcp", "local"},
+    {"tcp", "local", "spare"},
     {"adopt"},
 ]
 POLLING_LAYERS: list[set[str]] = [
@@ -47,9 +53,32 @@ POLLING_LAYERS: list[set[str]] = [
     {"epoll", "kqueue", "poll", "select"},
     {"make"},
 ]
-INNER_LAYERS = {"bbipc.sockets": SOCKET_LAYERS, "bbipc.polling": POLLING_LAYERS}
+POOL_LAYERS: list[set[str]] = [
+    # what knows nothing of the rest
+    {"afterwards", "connections", "futures", "interests", "lifecycle", "reports", "seldom", "timers", "told"},
+    {"parties", "stopping", "stream_reads", "stream_writes", "tasks"},
+    {"crew", "dispatch", "stations"},
+    # who waits
+    {"leader", "polling_loop"},
+    # what waits for one socket
+    {"accepting", "borrowed", "socket_queue"},
+    {"accept_queue", "stream_half"},
+    {"reading", "writing"},
+    {"stream_file"},
+    # what users hold
+    {"future_stream"},
+    {"poller_thread"},
+    {"worker_pool"},
+    {"server"},
+]
+INNER_LAYERS = {"bbipc.sockets": SOCKET_LAYERS, "bbipc.polling": POLLING_LAYERS, "pool": POOL_LAYERS}
+#: for a type checker only; nobody else may look back
+LOOKS_BACK = {("pool.stream_file", "pool.future_stream")}
+#: who has threads of his own: the poller thread's, the workers, the one that a server's end runs on
+STARTERS = {"pool.crew", "pool.polling_loop", "pool.stopping"}
 
 
+@functools.cache
 def tree_of(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"), str(MODULES[name]))
 
@@ -77,12 +106,12 @@ def uses_of(module: str, name: str) -> list[ast.Call]:
 
 
 def our_imports(name: str) -> set[str]:
-    return {other for other in imports_of(name) if other.split(".")[0] == "bbipc"}
+    return {other for other in imports_of(name) if other.split(".")[0] in {"bbipc", "pool"}}
 
 
 def layer_of(name: str) -> int:
-    """Which of LAYERS *name* belongs to; the package itself is the last."""
-    own = name if name == "bbipc" else ".".join(name.split(".")[:2])
+    """Which of LAYERS *name* belongs to; what stands for the whole of bbipc comes behind its parts."""
+    own = "pool" if name in OF_POOL else ".".join(name.split(".")[:2])
     ranks = [rank for rank, layer in enumerate(LAYERS) if own in layer]
     assert ranks, f"{name} is in no layer: draw it into DESIGN.md section 2 and into this test"
     return ranks[0]
@@ -95,9 +124,12 @@ def inner_layer_of(name: str) -> int:
     return ranks[0]
 
 
-def test_the_walk_sees_the_whole_package_and_its_imports() -> None:
+def test_the_walk_sees_both_packages_and_their_imports() -> None:
     """Against a walk that finds nothing, of which everything is true."""
-    assert {"bbipc", "bbipc.errors", "bbipc.sockets.handle", "bbipc.polling.wait"} <= set(MODULES)
+    assert {"bbipc", "bbipc.errors", "bbipc.sockets.handle", "bbipc.polling.wait"} <= set(OF_BBIPC)
+    assert {"pool", "pool.crew", "pool.polling_loop", "pool.server"} <= set(OF_POOL)
+    assert "bbipc.polling.poller" in imports_of("pool.polling_loop")
+    assert "pool.lifecycle" in imports_of("pool.crew")  # a module that is imported by its name
     assert "bbipc.sockets.handle" in imports_of("bbipc.polling.wait")
     assert "bbipc.sockets.fork" in imports_of("bbipc.sockets.base")
     assert "fcntl" in imports_of("bbipc.sockets.handle")  # an import inside an "if"
@@ -106,7 +138,7 @@ def test_the_walk_sees_the_whole_package_and_its_imports() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_run_one_way_through_the_layers(name: str) -> None:
     for other in our_imports(name):
-        if name.split(".")[:2] == other.split(".")[:2] and name != "bbipc":
+        if layer_of(other) == layer_of(name) and name != "bbipc":
             continue  # inside of one layer: see below
         assert layer_of(other) < layer_of(name), f"{name} imports {other}"
 
@@ -117,12 +149,12 @@ def test_imports_inside_a_layer_run_one_way_too(package: str) -> None:
     assert inner
     for name in inner:
         for other in our_imports(name):
-            if other.startswith(f"{package}."):
+            if other.startswith(f"{package}.") and (name, other) not in LOOKS_BACK:
                 assert inner_layer_of(other) < inner_layer_of(name), f"{name} imports {other}"
             assert other != package, f"{name} imports its own package"
 
 
-@pytest.mark.parametrize("name", INNER_LAYERS)
+@pytest.mark.parametrize("name", [name for name in INNER_LAYERS if name != "pool"])
 def test_a_package_on_the_way_imports_nothing(name: str) -> None:
     assert imports_of(name) == set()
 
@@ -133,7 +165,14 @@ def test_the_layers_of_this_test_name_no_module_that_has_gone() -> None:
             assert {f"{package}.{own}" for own in layer} <= set(MODULES)
 
 
-@pytest.mark.parametrize("name", MODULES)
+def test_the_layers_of_this_test_name_every_module_once() -> None:
+    for package, layers in INNER_LAYERS.items():
+        named = [own for layer in layers for own in layer]
+        assert len(named) == len(set(named))
+        assert {name for name in MODULES if name.startswith(f"{package}.")} == {f"{package}.{own}" for own in named}
+
+
+@pytest.mark.parametrize("name", OF_BBIPC)
 def test_nothing_in_bbipc_knows_the_pool(name: str) -> None:
     assert not [other for other in imports_of(name) if other.split(".")[0] == "pool"]
     for node in ast.walk(tree_of(name)):
@@ -153,7 +192,8 @@ def test_no_private_module_of_the_standard_library_is_imported(name: str) -> Non
 def test_only_the_standard_library_and_typing_extensions_are_needed(name: str) -> None:
     for other in imports_of(name):
         top = other.split(".")[0]
-        assert top in sys.stdlib_module_names or top in {"bbipc", "typing_extensions"}, f"{name} imports {other}"
+        needed = top in sys.stdlib_module_names or top in {"bbipc", "pool", "typing_extensions"}
+        assert needed, f"{name} imports {other}"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -183,11 +223,61 @@ def test_a_pure_module_makes_no_system_call_and_takes_no_lock(name: str) -> None
     assert not imports_of(name) & impure
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_starts_a_thread(name: str) -> None:
+MAKES_THREADS = {"Thread", "Timer", "start_new_thread"}
+
+
+@pytest.mark.parametrize("name", OF_BBIPC)
+def test_no_module_of_bbipc_knows_threads(name: str) -> None:
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Attribute):
-            assert node.attr not in {"Thread", "Timer", "start_new_thread"}
+            assert node.attr not in MAKES_THREADS
+
+
+def test_few_modules_of_the_pool_start_threads() -> None:
+    found = {
+        name
+        for name in OF_POOL
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MAKES_THREADS
+    }
+    assert found == STARTERS
+    for name in OF_POOL:  # nor under another name
+        for node in ast.walk(tree_of(name)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in {"threading", "concurrent.futures.thread"} or name in STARTERS
+                assert not {alias.name for alias in node.names} & {"Thread", "ThreadPoolExecutor"}
+
+
+#: modules through which the kernel is asked for something that concerns descriptors, processes or signals
+KERNEL = {"asyncio", "fcntl", "mmap", "multiprocessing", "select", "selectors", "signal", "socket", "socketserver"}
+KERNEL |= {"ssl", "subprocess", "termios"}
+#: what of "os" is no matter of descriptors: how many processors there are, and being told of a fork
+HARMLESS = {"cpu_count", "process_cpu_count", "register_at_fork", "sched_getaffinity"}
+
+
+@pytest.mark.parametrize("name", OF_POOL)
+def test_the_pool_leaves_system_calls_to_bbipc(name: str) -> None:
+    assert not {other.split(".")[0] for other in imports_of(name)} & KERNEL
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr in HARMLESS, f"{name} uses os.{node.attr}"
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "os"
+
+
+@pytest.mark.parametrize("name", OF_POOL)
+def test_the_pool_takes_no_lock_that_a_ctrl_c_could_leave_held(name: str) -> None:
+    """Condition, Event, Semaphore and Queue are Python code, with a gap between taking and giving back."""
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in {"Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier", "Queue"}
+
+
+@pytest.mark.parametrize("name", OF_POOL)
+def test_the_pool_prints_nothing_and_never_sleeps(name: str) -> None:
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"print", "time.sleep", "sleep"}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -203,10 +293,11 @@ def test_a_module_can_be_read_in_one_sitting(name: str) -> None:
     assert lines <= MAX_LINES, f"{name} has {lines} lines"
 
 
-def test_nine_functions_of_ten_fit_on_a_screen() -> None:
+@pytest.mark.parametrize("modules", [OF_BBIPC, OF_POOL], ids=["bbipc", "pool"])
+def test_nine_functions_of_ten_fit_on_a_screen(modules: list[str]) -> None:
     lengths = {
-        f"{name}.{node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
-        for name in MODULES
+        f"{name}.{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for name in modules
         for node in ast.walk(tree_of(name))
         if isinstance(node, ast.FunctionDef)
     }

@@ -41,6 +41,7 @@ NAMES = [
     "PeerCredentials",
     "Poller",
     "PollerClosedError",
+    "QueueFullError",
     "RemoteDisconnectedError",
     "SeparatorNotFoundError",
     "Socket",
