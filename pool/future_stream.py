@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from typing_extensions import Buffer
 
@@ -184,6 +184,9 @@ class FutureStream:
         done = self.close(flush=error is None, timeout=EXIT_TIMEOUT)
         if done.done() or not self._poller_thread.is_current():
             done.result()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
 
     def __repr__(self) -> str:
         waiting = f"{self._reading.waiting} reads waiting, {self.pending_bytes} bytes to send"

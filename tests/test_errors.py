@@ -14,13 +14,17 @@ import pytest
 import bbipc
 from bbipc import (
     ConnectionFailedError,
+    IncompleteReadError,
     NoConnectionAvailableError,
     NoLocalServerError,
     PollerClosedError,
+    QueueFullError,
     RemoteDisconnectedError,
+    SeparatorNotFoundError,
     SocketClosedError,
     SocketError,
     SocketEvent,
+    WriteTimeoutError,
     errors,
 )
 from tests.support.makers import PATIENCE, Namespace, make_namespace
@@ -33,7 +37,11 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     ConnectionFailedError: (SocketError, ConnectionError),
     NoLocalServerError: (ConnectionFailedError,),
     RemoteDisconnectedError: (SocketError, ConnectionError),
+    IncompleteReadError: (EOFError,),
+    SeparatorNotFoundError: (ValueError,),
+    WriteTimeoutError: (TimeoutError,),
     PollerClosedError: (RuntimeError,),
+    QueueFullError: (RuntimeError,),
 }
 
 SOCKET_ERRORS = [
@@ -70,6 +78,9 @@ def test_the_tree_of_the_module_holds_no_other_exceptions() -> None:
         (NoLocalServerError(errno.ENOENT, "/x"), ConnectionError),
         (RemoteDisconnectedError(errno.ECONNRESET), ConnectionError),
         (SocketClosedError(None), OSError),
+        (IncompleteReadError(b"abc", 5), EOFError),
+        (SeparatorNotFoundError(b"\n", 9), ValueError),
+        (WriteTimeoutError("late"), TimeoutError),
         (PollerClosedError("closed"), RuntimeError),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
@@ -168,6 +179,42 @@ def test_a_pickled_poller_error_keeps_its_text() -> None:
     back = pickle.loads(pickle.dumps(PollerClosedError("the poller is closed")))
     assert type(back) is PollerClosedError
     assert str(back) == "the poller is closed"
+
+
+def test_the_errors_of_a_stream_tell_their_facts() -> None:
+    short = IncompleteReadError(b"abc", 5)
+    assert (short.partial, short.expected) == (b"abc", 5)
+    assert str(short) == "the stream ended after 3 bytes, before all 5 bytes"
+    assert str(IncompleteReadError(b"secret")) == "the stream ended after 6 bytes, before the separator"
+    long = SeparatorNotFoundError(b"\r\n", 100)
+    assert (long.separator, long.max_bytes) == (b"\r\n", 100)
+    assert str(long) == r"no b'\r\n' in 100 bytes"
+    late = WriteTimeoutError("late", sent=3, unsent=4)
+    assert (late.sent, late.unsent, str(late), late.errno) == (3, 4, "late", None)
+
+
+def test_what_became_of_a_write_is_unknown_where_there_was_none() -> None:
+    errors_of_writes: list[SocketError | PollerClosedError] = [*SOCKET_ERRORS, PollerClosedError("closed")]
+    for error in errors_of_writes:
+        assert (error.sent, error.unsent) == (None, None)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "error",
+    [
+        IncompleteReadError(b"abc", 5),
+        IncompleteReadError(b"abc"),
+        SeparatorNotFoundError(b"\n", 9),
+        WriteTimeoutError("late", sent=3, unsent=4),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_pickled_error_of_a_stream_keeps_its_facts(error: Exception, protocol: int) -> None:
+    error.add_note("seen")
+    for back in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):
+        assert type(back) is type(error)
+        assert (str(back), back.args, vars(back)) == (str(error), error.args, vars(error))
 
 
 def test_an_error_of_a_system_call_keeps_number_and_cause(short_dir: Path) -> None:

@@ -17,11 +17,12 @@ poller spins (265,000 failing accepts a second).  So:
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import Final
 
-from bbipc.errors import NoConnectionAvailableError, SocketClosedError
+from bbipc.errors import SocketClosedError
 from bbipc.sockets.handle import Handle, make_handle
 from bbipc.sockets.server import StreamServer
 
@@ -64,22 +65,24 @@ class SpareNumber:
         :attr:`held` and come back.
         """
         count = 0
-        for _ in range(most):
-            if not self.take():
-                break
-            self._let_go()
-            try:
-                stream = server.accept_connection()
-            except (NoConnectionAvailableError, SocketClosedError):
-                self.take()
-                break
-            except OSError:  # stolen
-                continue
-            handle = stream._handle
-            stream.close()
-            self._keep(handle, has_file=False)
-            count += 1
+        with contextlib.suppress(SocketClosedError):
+            for _ in range(most):
+                if not (self.take() and server.connection_available()):  # for nobody it is not given up
+                    break
+                count += self._turn_one_away(server)
         return count
+
+    def _turn_one_away(self, server: StreamServer) -> bool:
+        self._let_go()
+        try:
+            stream = server.accept_connection()
+        except OSError:  # stolen; or the peer has gone, or the server
+            self.take()
+            return False
+        handle = stream._handle
+        stream.close()
+        self._keep(handle, has_file=False)
+        return True
 
     def close(self) -> None:
         """Give the number up for good.  Idempotent; any thread."""

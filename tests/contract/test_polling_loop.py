@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from pool.poller_thread import PollerThread
 from pool.polling_loop import PollingLoop
 from tests.contract.states import EVERY, NONE, TABLE, State, crowd
 from tests.contract.test_truth_table import ROWS
+from tests.stress.close_race import switch_interval
 from tests.support.loops import NOTHING, dealt_out, left, on_thread
 from tests.support.makers import PATIENCE, Namespace, Worker, accept, drain, fill, wait_until_asleep
 
@@ -99,6 +101,17 @@ def test_the_end_of_a_connect_is_told_of(plain: PollingLoop, namespace: Namespac
             assert future.result(PATIENCE) == SocketEvent.DETERMINED
         else:
             assert future.cancel()
+        assert left(plain) == NOTHING
+
+
+def test_a_close_ends_the_wait_for_a_connect(plain: PollingLoop, namespace: Namespace) -> None:
+    """Also where the kernel has no edge for it, and the poller looks now and then."""
+    with crowd(namespace) as (stream, _):
+        futures = [plain.when(stream, events) for events in (SocketEvent.DETERMINED, DATA, ROOM)]
+        asleep(plain)
+        stream.close()
+        assert not wait(futures, PATIENCE).not_done
+        assert all(isinstance(future.exception(0), SocketClosedError) for future in futures)
         assert left(plain) == NOTHING
 
 
@@ -336,6 +349,38 @@ def test_a_timer_takes_effect_at_once(loop: PollingLoop) -> None:
 
     loop.call_later(60, lambda: None)
     assert typical(measure) < SOON
+
+
+def test_every_registration_of_four_threads_takes_effect_while_it_waits(plain: PollingLoop, short_dir: Path) -> None:
+    """4 threads, 250 rounds each of register, change, pause, resume, cancel; each change is acknowledged."""
+    local = Namespace("local", short_dir)
+
+    def work(number: int) -> None:
+        told = threading.Semaphore(0)
+
+        def callback(socket: bbipc.StreamSocket, events: SocketEvent) -> None:
+            monitor.pause()
+            told.release()
+
+        with local.pair() as (one, other):
+            monitor = plain.monitor(one, END, callback)
+            for _ in range(250):
+                future = plain.when(one, DATA, timeout=60)
+                other.write(b"x")
+                assert future.result(PATIENCE) == DATA
+                monitor.set_events(DATA)
+                assert told.acquire(timeout=PATIENCE)
+                monitor.resume()
+                assert told.acquire(timeout=PATIENCE)
+                one.read()
+                assert plain.when(one, DATA).cancel()
+                monitor.set_events(END)
+            monitor.cancel()
+
+    with switch_interval(1e-5):
+        for worker in [Worker(lambda number=number: work(number)) for number in range(4)]:  # type: ignore[misc]
+            worker.outcome(30)
+    assert left(plain) == NOTHING
 
 
 # monitor.

@@ -1,0 +1,483 @@
+"""Borrowed executors: the poller thread waits, somebody else's executor makes the calls."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import bbipc
+from bbipc import SocketClosedError, SocketEvent
+from pool.worker_pool import Monitoring, WorkerPool
+from tests.support.makers import PATIENCE, Worker
+from tests.test_crew import Held, until
+
+READ = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
+
+
+class ByHand(Executor):
+    """Calls are made when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.submitted = threading.Semaphore(0)
+        self.refusal: BaseException | None = None
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: fn(*args, **kwargs)))
+        self.submitted.release()
+        return future
+
+    def take(self) -> tuple[Future[Any], Callable[[], Any]]:
+        assert self.submitted.acquire(timeout=PATIENCE)
+        return self.waiting.pop(0)
+
+    def make_a_call(self) -> None:
+        future, call = self.take()
+        assert future.set_running_or_notify_cancel()
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+class AtOnce(Executor):
+    """Calls are made by ``submit`` itself."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class Scene:
+    """A pool on an executor, and a monitored stream."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.pool = WorkerPool(executor=executor)
+        self.ours, self.peer = bbipc.local_stream_pair()
+        self.calls: list[SocketEvent] = []
+        self.read: list[bytes | None] = []
+        self.closes: list[Exception] = []
+        self.during: Callable[[], object] = int
+        self.called = threading.Semaphore(0)
+
+    def monitor(self) -> Monitoring:
+        return self.pool.monitor(self.ours, READ, self._call, on_close=self._closed)
+
+    def _call(self, socket: bbipc.Socket, events: SocketEvent) -> None:
+        self.calls.append(events)
+        if not self.ours.closed:
+            self.read.append(self.ours.read())
+        try:
+            self.during()
+        finally:
+            self.called.release()
+
+    def _closed(self, error: Exception) -> None:
+        self.closes.append(error)
+
+    def settle(self) -> None:
+        """The poller thread has done what it had to do."""
+        self.pool.poller_thread.call_later(0, int).result(PATIENCE)
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        self.ours.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def by_hand() -> ByHand:
+    return ByHand()
+
+
+@pytest.fixture
+def scene(by_hand: ByHand) -> Iterator[Scene]:
+    scene = Scene(by_hand)
+    yield scene
+    scene.close()
+
+
+# submit and map.
+
+
+@pytest.fixture(scope="module")
+def lasting_helpers() -> None:
+    """What multiprocessing starts once and keeps, before anything is counted."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+
+
+@pytest.mark.filterwarnings(r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning")
+def test_a_process_pool(lasting_helpers: None) -> None:
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context) as executor, WorkerPool(executor=executor) as pool:
+        assert pool.submit(pow, 2, 5).result(PATIENCE) == 32
+        assert list(pool.map(abs, [-1, 2, -3], timeout=PATIENCE)) == [1, 2, 3]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="new in 3.14")
+def test_an_interpreter_pool() -> None:
+    executor_type: type[Executor] = futures.InterpreterPoolExecutor  # type: ignore[attr-defined]
+    with executor_type(1) as executor, WorkerPool(executor=executor) as pool:  # type: ignore[call-arg]
+        assert pool.submit(pow, 2, 5).result(PATIENCE) == 32
+        assert list(pool.map(abs, [-1, 2, -3], timeout=PATIENCE)) == [1, 2, 3]
+
+
+def test_a_thread_pool() -> None:
+    with ThreadPoolExecutor(2) as executor:
+        scene = Scene(executor)
+        assert scene.pool.submit(pow, 2, 5).result(PATIENCE) == 32
+        assert list(scene.pool.map(abs, [-1, 2, -3])) == [1, 2, 3]
+        scene.monitor()
+        for number in range(50):
+            scene.peer.write(b"x")
+            assert scene.called.acquire(timeout=PATIENCE), number
+        assert b"".join(part or b"" for part in scene.read) == b"x" * 50
+        future = scene.pool.when(scene.ours, SocketEvent.READY_TO_WRITE, lambda socket, events, more: more, 7)
+        assert future.result(PATIENCE) == 7
+        scene.close()
+        assert executor.submit(int).result(PATIENCE) == 0  # it is its owner's
+
+
+def test_a_worker_pool_for_a_worker_pool() -> None:
+    with WorkerPool(2) as inner:
+        scene = Scene(inner)
+        scene.monitor()
+        scene.peer.write(b"x")
+        assert scene.called.acquire(timeout=PATIENCE)
+        scene.close()
+
+
+def test_an_executor_that_makes_the_call_at_once() -> None:
+    scene = Scene(AtOnce())
+    scene.monitor()
+    for _ in range(5):
+        scene.peer.write(b"x")
+        assert scene.called.acquire(timeout=PATIENCE)
+    scene.close()
+    assert len(scene.closes) == 1
+
+
+def test_its_threads_and_its_queue_are_its_owners() -> None:
+    for wish in ({"max_workers": 3}, {"initializer": int}, {"queue_limit": 3}):
+        with pytest.raises(ValueError, match="owner"):
+            WorkerPool(executor=AtOnce(), **wish)
+
+
+# Monitors.
+
+
+def test_never_twice_at_once(scene: Scene, by_hand: ByHand) -> None:
+    """While a call is on its way or running, nothing is asked of the executor."""
+    scene.monitor()
+    scene.peer.write(b"a")
+    future, call = by_hand.take()
+    scene.peer.write(b"b")
+    scene.settle()
+    scene.settle()
+    assert not by_hand.waiting
+    future.set_running_or_notify_cancel()
+    call()
+    scene.peer.write(b"c")
+    scene.settle()
+    assert not by_hand.waiting
+    future.set_result(None)
+    by_hand.make_a_call()
+    assert scene.read == [b"ab", b"c"]
+
+
+def test_a_call_that_the_executor_has_cancelled(scene: Scene, by_hand: ByHand) -> None:
+    scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    future.cancel()
+    future.set_running_or_notify_cancel()
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_call_that_raises(
+    scene: Scene, by_hand: ByHand, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise kind("on purpose")
+
+    scene.during = fail
+    scene.monitor()
+    for _ in range(12):
+        scene.peer.write(b"x")
+        by_hand.make_a_call()
+    assert len(scene.calls) == 12
+    assert len([record for record in caplog.records if "failed" in record.message]) == 2
+
+
+@pytest.mark.parametrize("refusal", [RuntimeError("shut down"), ValueError("no"), SystemExit("no")])
+def test_an_executor_that_refuses_is_not_asked_again(
+    scene: Scene, by_hand: ByHand, refusal: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_hand.refusal = refusal
+    monitor = scene.monitor()
+    scene.peer.write(b"x")
+    until(lambda: not monitor.active)
+    scene.settle()
+    assert str(refusal) in caplog.text
+    scene.peer.write(b"x")
+    scene.settle()
+    assert len([record for record in caplog.records if str(refusal) in (record.exc_text or "")]) <= 1
+
+
+@pytest.mark.parametrize("refusal", [RuntimeError("shut down"), ValueError("no"), SystemExit("no")])
+def test_a_refusal_goes_to_the_future_that_waited(scene: Scene, by_hand: ByHand, refusal: BaseException) -> None:
+    by_hand.refusal = refusal
+    future = scene.pool.when(scene.ours, READ, lambda socket, events: 7)
+    scene.peer.write(b"x")
+    with pytest.raises(type(refusal), match=str(refusal)):
+        future.result(PATIENCE)
+    with pytest.raises(type(refusal), match=str(refusal)):
+        scene.pool.submit(int)
+
+
+def test_cancelled(scene: Scene, by_hand: ByHand) -> None:
+    """A call that is on its way is made; none comes afterwards."""
+    monitor = scene.monitor()
+    scene.peer.write(b"a")
+    future, call = by_hand.take()
+    monitor.cancel()
+    monitor.cancel()
+    assert not monitor.active
+    future.set_running_or_notify_cancel()
+    call()
+    future.set_result(None)
+    scene.peer.write(b"b")
+    scene.settle()
+    assert not by_hand.waiting
+    assert not scene.closes
+
+
+def test_cancelled_inside_its_call(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    scene.during = monitor.cancel
+    scene.peer.write(b"a")
+    by_hand.make_a_call()
+    scene.peer.write(b"b")
+    scene.settle()
+    assert not by_hand.waiting
+
+
+def test_paused_and_resumed(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    monitor.pause()
+    monitor.pause()
+    scene.peer.write(b"a")
+    scene.settle()
+    assert not by_hand.waiting
+    monitor.resume()
+    monitor.resume()
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+
+
+@pytest.mark.parametrize("change", ["resume", "set_events", "nothing"])
+def test_paused_while_its_call_runs(scene: Scene, by_hand: ByHand, change: str) -> None:
+    monitor = scene.monitor()
+    scene.peer.write(b"a")
+    future, call = by_hand.take()
+    monitor.pause()
+    if change == "resume":
+        monitor.resume()
+    elif change == "set_events":
+        monitor.set_events(SocketEvent.DATA_AVAILABLE)
+    scene.peer.write(b"b")
+    scene.settle()
+    assert not by_hand.waiting  # the call still runs
+    future.set_running_or_notify_cancel()
+    call()
+    future.set_result(None)
+    scene.peer.write(b"c")
+    scene.settle()
+    if change == "nothing":
+        assert not by_hand.waiting
+        monitor.resume()
+    by_hand.make_a_call()
+    assert scene.read == [b"ab", b"c"]
+
+
+def test_other_events(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    monitor.set_events(SocketEvent.READY_TO_WRITE)
+    by_hand.make_a_call()
+    assert scene.calls == [SocketEvent.READY_TO_WRITE]
+    with pytest.raises(ValueError):
+        monitor.set_events(SocketEvent.CONNECTION_AVAILABLE)
+    with pytest.raises(TypeError):
+        monitor.set_events(1)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_monitored(scene: Scene) -> None:
+    with pytest.raises(ValueError):
+        scene.pool.monitor(scene.ours, SocketEvent.CONNECTION_AVAILABLE, int)  # type: ignore[arg-type]
+    scene.ours.close()
+    with pytest.raises(SocketClosedError):
+        scene.monitor()
+
+
+# Closes.
+
+
+def test_a_close_is_told_once(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.ours.close()
+    until(lambda: len(scene.closes) == 1)
+    scene.pool.shutdown()
+    assert [type(error) for error in scene.closes] == [SocketClosedError]
+    assert not monitor.active
+
+
+def test_a_close_while_its_call_runs_is_told_afterwards(scene: Scene, by_hand: ByHand) -> None:
+    scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    scene.ours.close()
+    scene.settle()
+    scene.settle()
+    assert not scene.closes
+    future.set_running_or_notify_cancel()
+    future.set_result(None)
+    assert [type(error) for error in scene.closes] == [SocketClosedError]
+    scene.settle()
+    assert len(scene.closes) == 1
+
+
+def test_cancelled_after_a_close_while_its_call_runs(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    scene.ours.close()
+    scene.settle()
+    scene.settle()
+    monitor.cancel()
+    future.set_running_or_notify_cancel()
+    future.set_result(None)
+    assert not scene.closes
+
+
+def test_shutdown_ends_the_monitors(scene: Scene) -> None:
+    monitor = scene.monitor()
+    scene.pool.shutdown()
+    assert len(scene.closes) == 1
+    assert not monitor.active
+    with pytest.raises(RuntimeError):
+        scene.pool.submit(int)
+    with pytest.raises(RuntimeError):
+        scene.monitor()
+    monitor.cancel()
+
+
+def test_a_pool_is_held_by_its_monitors() -> None:
+    executor = ByHand()
+    ours, peer = bbipc.local_stream_pair()
+    called = threading.Event()
+    monitor = WorkerPool(executor=executor).monitor(ours, READ, lambda socket, events: called.set())
+    import gc
+
+    gc.collect()
+    peer.write(b"x")
+    executor.make_a_call()
+    assert called.is_set()
+    pool = monitor._owner  # type: ignore[attr-defined]
+    pool.shutdown()
+    ours.close()
+    peer.close()
+
+
+def test_a_blocked_call_holds_up_no_other() -> None:
+    with ThreadPoolExecutor(4) as executor, WorkerPool(executor=executor) as pool:
+        pairs = [bbipc.local_stream_pair() for _ in range(4)]
+        held = Held()
+        served = threading.Semaphore(0)
+
+        def call(socket: bbipc.Socket, events: SocketEvent) -> None:
+            assert isinstance(socket, bbipc.StreamSocket)
+            if socket.read() == b"block":
+                held()
+            served.release()
+
+        for ours, _ in pairs:
+            pool.monitor(ours, READ, call)
+        pairs[0][1].write(b"block")
+        assert held.begun.wait(PATIENCE)
+        for _ in range(5):
+            for _, peer in pairs[1:]:
+                peer.write(b"x")
+            for _ in pairs[1:]:
+                assert served.acquire(timeout=PATIENCE)
+        held.go_on.set()
+        assert served.acquire(timeout=PATIENCE)
+        pool.shutdown()
+        for pair in pairs:
+            for stream in pair:
+                stream.close()
+
+
+def test_changes_and_calls_race() -> None:
+    """Two threads pause, resume and change it while 2,000 bytes come: each is seen, never two calls at once."""
+    with ThreadPoolExecutor(3) as executor, WorkerPool(executor=executor) as pool:
+        ours, peer = bbipc.local_stream_pair()
+        calling, seen, problems = threading.Lock(), [0], list[str]()
+        done = threading.Event()
+
+        def call(socket: bbipc.Socket, events: SocketEvent) -> None:
+            if not calling.acquire(blocking=False):
+                problems.append("two at once")
+                return
+            seen[0] += len(ours.read(1) or b"")
+            calling.release()
+            if seen[0] == 2_000:
+                done.set()
+
+        monitor = pool.monitor(ours, READ, call)
+        stop = threading.Event()
+
+        def change() -> None:
+            while not stop.wait(0.0005):
+                monitor.pause()
+                monitor.resume()
+                monitor.pause()
+                monitor.set_events(READ)
+
+        changers = [Worker(change) for _ in range(2)]
+        for _ in range(200):
+            peer.write(bytes(10))
+        finished = done.wait(PATIENCE)
+        stop.set()
+        for changer in changers:
+            changer.outcome()
+        assert finished, seen
+        assert not problems
+        pool.shutdown()
+        ours.close()
+        peer.close()
+
+
+def test_repr(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    assert "idle of <LocalStream" in repr(monitor)
+    scene.peer.write(b"x")
+    by_hand.submitted.acquire(timeout=PATIENCE)
+    by_hand.submitted.release()
+    assert "busy" in repr(monitor)
+    by_hand.make_a_call()

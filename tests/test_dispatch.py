@@ -1,0 +1,285 @@
+"""What user code does wrong on the poller thread: it raises, it is slow, its log is broken; and nothing comes of it."""
+
+# mypy: disable-error-code="func-returns-value"
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import bbipc
+from bbipc import PollerClosedError, SocketEvent
+from pool.polling_loop import PollingLoop
+from tests.support.loops import Broken, dealt_out, handler_added, on_thread, pair, pairs
+from tests.support.makers import PATIENCE
+
+DATA = SocketEvent.DATA_AVAILABLE
+END = SocketEvent.REMOTE_DISCONNECTED
+
+
+@pytest.fixture(name="loop")
+def a_loop() -> Iterator[PollingLoop]:
+    with PollingLoop() as loop:
+        yield loop
+
+
+def nothing(*args: object) -> None:
+    """A callback."""
+
+
+# What callbacks raise.
+
+
+@pytest.mark.parametrize(
+    "kind", [Exception, OSError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit, PollerClosedError]
+)
+@pytest.mark.parametrize("parties", [1, 2])
+def test_a_callback_that_raises_ends_nothing_and_is_logged_now_and_then(
+    loop: PollingLoop, kind: type[BaseException], parties: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """250 failures: the 1st, the 10th and the 100th are logged, the others served meanwhile (HAZARDS 34)."""
+    done = threading.Event()
+    calls = [0]
+    served = threading.Semaphore(0)
+
+    def faulty(socket: bbipc.Socket, events: SocketEvent) -> None:
+        calls[0] += 1
+        if calls[0] == 250:
+            assert isinstance(socket, bbipc.LocalStream)
+            socket.read()
+            done.set()
+        raise kind("my fault")
+
+    def good(socket: bbipc.Socket, events: SocketEvent) -> None:
+        assert isinstance(socket, bbipc.LocalStream)
+        socket.read()
+        served.release()
+
+    with pairs(2) as ((one, other), (two, another)):
+        loop.monitor(one, DATA, faulty)
+        if parties == 2:
+            loop.monitor(one, END, nothing)
+        loop.monitor(two, DATA, good)
+        other.write(b"x")
+        another.write(b"x")
+        assert done.wait(PATIENCE)
+        assert served.acquire(timeout=PATIENCE)
+        another.write(b"x")
+        assert served.acquire(timeout=PATIENCE)
+        dealt_out(loop)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 3
+    assert ["(1 times)" in errors[0].message, "(10 times)" in errors[1].message, "(100 times)" in errors[2].message]
+    assert all("faulty" in record.message and "bbipc-poller" in record.message for record in errors)
+    assert all(record.exc_info and record.exc_info[0] is kind for record in errors)
+
+
+def test_two_failing_monitors_of_one_socket_are_counted_each(
+    loop: PollingLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [0, 0]
+    done = threading.Event()
+
+    def first(socket: bbipc.Socket, events: SocketEvent) -> None:
+        calls[0] += 1
+        raise ValueError("first")
+
+    def second(socket: bbipc.Socket, events: SocketEvent) -> None:
+        calls[1] += 1
+        if calls[1] == 20:
+            assert isinstance(socket, bbipc.LocalStream)
+            socket.read()
+            done.set()
+        raise ValueError("second")
+
+    with pair() as (one, other):
+        loop.monitor(one, DATA, first)
+        loop.monitor(one, DATA, second)
+        other.write(b"x")
+        assert done.wait(PATIENCE)
+        dealt_out(loop)
+    messages = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert ["first" in message for message in messages] == [True, False, True, False]
+    assert ["second" in message for message in messages] == [False, True, False, True]
+
+
+RAISERS: dict[str, Callable[[PollingLoop, bbipc.Socket, Callable[..., None]], object]] = {
+    "a future's callback": lambda loop, socket, fn: on_thread(
+        loop, lambda: loop.call_later(0, nothing).add_done_callback(fn)
+    ),
+    "a wait's callback": lambda loop, socket, fn: on_thread(
+        loop, lambda: loop.when(socket, DATA, timeout=0.001).add_done_callback(fn)
+    ),
+    "on_close": lambda loop, socket, fn: (loop.monitor(socket, END, nothing, on_close=fn), socket.close()),
+    "a monitor's": lambda loop, socket, fn: loop.monitor(socket, SocketEvent.READY_TO_WRITE, fn),
+}
+
+
+@pytest.mark.parametrize("raiser", RAISERS.values(), ids=RAISERS)
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_whatever_else_of_the_users_raises_ends_nothing(
+    loop: PollingLoop,
+    raiser: Callable[[PollingLoop, bbipc.Socket, Callable[..., None]], object],
+    kind: type[BaseException],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raised = threading.Event()
+
+    def fn(*args: object) -> None:
+        raised.set()
+        raise kind("my fault")
+
+    with pair() as (one, _):
+        raiser(loop, one, fn)
+        assert raised.wait(PATIENCE)
+        dealt_out(loop)
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_what_a_timer_raises_goes_to_its_future_and_nowhere_else(
+    loop: PollingLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind in (ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError):
+
+        def fn(kind: type[BaseException] = kind) -> None:
+            raise kind("no")
+
+        assert isinstance(loop.call_later(0, fn).exception(PATIENCE), kind)
+    assert caplog.records == []
+
+
+# A log that does not work.
+
+
+def test_a_broken_log_ends_nothing(loop: PollingLoop) -> None:
+    calls = threading.Semaphore(0)
+
+    def faulty(socket: bbipc.Socket, events: SocketEvent) -> None:
+        assert isinstance(socket, bbipc.LocalStream)
+        socket.read()
+        calls.release()
+        raise ValueError("my fault")
+
+    with pair() as (one, other), handler_added(Broken()), mock.patch("threading.excepthook"):
+        loop.monitor(one, DATA, faulty)
+        for _ in range(3):
+            other.write(b"x")
+            assert calls.acquire(timeout=PATIENCE)
+        dealt_out(loop)
+
+
+def test_a_broken_log_and_a_broken_excepthook_end_nothing(loop: PollingLoop) -> None:
+    """What a closed stderr comes to, where no logging is set up."""
+
+    def faulty(socket: bbipc.Socket, events: SocketEvent) -> None:
+        assert isinstance(socket, bbipc.LocalStream)
+        socket.read()
+        raise ValueError("my fault")
+
+    broken = mock.patch("threading.excepthook", side_effect=ValueError("broken, too"))
+    with pair() as (one, other), handler_added(Broken()), broken, contextlib.suppress(PollerClosedError):
+        loop.monitor(one, DATA, faulty)
+        other.write(b"x")
+        dealt_out(loop)
+    assert not loop.closed
+
+
+def test_a_broken_log_loses_no_future() -> None:
+    def faulty(error: Exception) -> None:
+        raise ValueError("my fault")
+
+    with handler_added(Broken()), mock.patch("threading.excepthook"), pairs(2) as ((one, _), (two, _)):
+        loop = PollingLoop()
+        loop.monitor(one, DATA, nothing, on_close=faulty)
+        closed = loop.when(one, DATA)
+        loop.monitor(two, DATA, nothing, on_close=faulty)
+        ended: list[Future[Any]] = [loop.when(two, DATA), loop.call_later(60, nothing)]
+        one.close()
+        told = wait([closed], 1).done
+        with contextlib.suppress(ValueError):
+            loop.close()
+        assert told == {closed}
+        assert wait(ended, 1).not_done == set()
+        assert loop._poller is not None
+        assert loop._poller.closed
+
+
+def test_a_broken_log_keeps_no_timer_from_its_time(loop: PollingLoop) -> None:
+    """Two are due in one turn; a callback of the first's future raises what only the log hears of."""
+    with handler_added(Broken()), mock.patch("threading.excepthook"):
+
+        def fault(future: Future[None]) -> None:
+            raise SystemExit("my fault")
+
+        def set_up() -> list[Future[None]]:
+            futures = [loop.call_later(0, nothing) for _ in range(3)]
+            for future in futures:
+                future.add_done_callback(fault)
+            return futures
+
+        assert not wait(on_thread(loop, set_up), 1).not_done
+
+
+# Slow ones.
+
+
+def test_a_callback_that_blocks_is_reported_once(loop: PollingLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """With 2 ms in the place of 100."""
+    calls = threading.Semaphore(0)
+    clock = mock.patch("pool.dispatch.SLOW", 0.002)
+
+    def slow(socket: bbipc.Socket, events: SocketEvent) -> None:
+        assert isinstance(socket, bbipc.LocalStream)
+        assert threading.Event().wait(0.004) is False
+        socket.read()
+        calls.release()
+
+    with pair() as (one, other), clock:
+        loop.monitor(one, DATA, slow)
+        for _ in range(5):
+            other.write(b"x")
+            assert calls.acquire(timeout=PATIENCE)
+        dealt_out(loop)
+    reports = [record.message for record in caplog.records if "slow" in record.message]
+    assert len(reports) == 1, reports
+    assert "kept the poller thread 'bbipc-poller' from its work for" in reports[0]
+
+
+def test_a_report_of_slowness_tells_where_to_look(loop: PollingLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """The monitors of the socket, the socket where the monitor has gone meanwhile, the function of a timer."""
+    calls = threading.Semaphore(0)
+
+    def slow(socket: bbipc.Socket, events: SocketEvent) -> None:
+        assert isinstance(socket, bbipc.LocalStream)
+        assert threading.Event().wait(0.12) is False
+        socket.read()
+        calls.release()
+
+    def slow_and_gone(socket: bbipc.Socket, events: SocketEvent) -> None:
+        monitor.cancel()
+        slow(socket, events)
+
+    def slow_timer() -> None:
+        assert threading.Event().wait(0.12) is False
+
+    with pairs(2) as ((one, other), (two, another)):
+        loop.monitor(one, DATA, nothing)
+        loop.monitor(one, DATA, slow)
+        monitor = loop.monitor(two, DATA, slow_and_gone)
+        for stream in (other, another):  # one after the other: what is slow together is reported together
+            stream.write(b"x")
+            assert calls.acquire(timeout=PATIENCE)
+            dealt_out(loop)
+        loop.call_later(0, slow_timer).result(PATIENCE)
+        dealt_out(loop)
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 3
+    for name in ("slow at", repr(two).split()[0], "slow_timer"):
+        assert any(name in message for message in messages), messages

@@ -1,0 +1,166 @@
+"""Settling futures: one outcome, told to everybody, and no circle of references behind an error."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, as_completed, wait
+
+import pytest
+
+from pool.futures import chain, fail, failed, finished, run, settle
+from tests.support.makers import PATIENCE, Worker
+
+
+class Custom(BaseException):
+    """No Exception: what SystemExit and KeyboardInterrupt are."""
+
+
+def cancelled() -> Future[int]:
+    """Cancelled, and nobody who waits knows yet."""
+    future: Future[int] = Future()
+    assert future.cancel()
+    return future
+
+
+def test_finished_and_failed_futures_are_done() -> None:
+    error = ValueError("no")
+    assert finished(5).result(0) == 5
+    assert failed(error).exception(0) is error
+    assert wait([finished(1), failed(error)], 0).not_done == set()
+
+
+def test_settle_and_fail_tell_whether_they_won() -> None:
+    first: Future[int] = Future()
+    second: Future[int] = Future()
+    assert settle(first, 5) is True
+    assert fail(second, ValueError("no")) is True
+    assert first.result(0) == 5
+    assert isinstance(second.exception(0), ValueError)
+
+
+SETTLERS: dict[str, Callable[[Future[int]], bool]] = {
+    "settle": lambda future: settle(future, 5),
+    "fail": lambda future: fail(future, ValueError("no")),
+    "run": lambda future: run(future, lambda: 5),
+}
+
+
+@pytest.mark.parametrize("settler", SETTLERS.values(), ids=SETTLERS)
+def test_a_cancelled_future_stays_cancelled_and_its_waiters_know(settler: Callable[[Future[int]], bool]) -> None:
+    """Nobody would tell them else: wait() does not see a future that is merely cancelled (HAZARDS 36)."""
+    future = cancelled()
+    assert wait([future], 0).done == set()
+    assert settler(future) is False
+    assert future.cancelled()
+    assert wait([future], 0).done == {future}
+    assert list(as_completed([future], 0)) == [future]
+
+
+@pytest.mark.parametrize("settler", SETTLERS.values(), ids=SETTLERS)
+def test_a_wait_that_has_begun_already_sees_the_end_of_a_cancelled_future(
+    settler: Callable[[Future[int]], bool],
+) -> None:
+    future: Future[int] = Future()
+    waiter = Worker(lambda: wait([future], PATIENCE).done)
+    future.cancel()
+    settler(future)
+    assert waiter.outcome() == {future}
+
+
+@pytest.mark.parametrize("settler", SETTLERS.values(), ids=SETTLERS)
+def test_who_has_claimed_a_future_can_no_longer_be_cancelled(settler: Callable[[Future[int]], bool]) -> None:
+    future: Future[int] = Future()
+    refused: list[bool] = []
+    future.add_done_callback(lambda future: refused.append(future.cancel()))
+    assert settler(future) is True
+    assert refused == [False]
+    assert future.cancel() is False
+
+
+def test_a_future_that_is_run_refuses_a_cancel_while_it_runs() -> None:
+    future: Future[bool] = Future()
+    assert run(future, future.cancel) is True
+    assert future.result(0) is False
+
+
+@pytest.mark.parametrize("kind", [ValueError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit, Custom])
+def test_whatever_is_raised_goes_to_the_future(kind: type[BaseException]) -> None:
+    future: Future[int] = Future()
+
+    def fn() -> int:
+        raise kind("no")
+
+    assert run(future, fn) is True
+    assert isinstance(future.exception(0), kind)
+
+
+def test_a_function_whose_future_was_cancelled_is_not_called() -> None:
+    called = threading.Event()
+    future: Future[None] = Future()
+    future.cancel()
+    assert run(future, called.set) is False
+    assert not called.is_set()
+
+
+def test_a_failed_call_leaves_no_circle_of_references() -> None:
+    class Big:
+        """What the traceback's frames would keep."""
+
+    def fn(big: Big) -> None:
+        raise ValueError("no")
+
+    def call() -> tuple[weakref.ref[Future[None]], weakref.ref[Big]]:
+        futures, bigs = [Future[None]()], [Big()]  # no names: this frame is seen from those in the traceback
+        refs = weakref.ref(futures[0]), weakref.ref(bigs[0])
+        run(futures.pop(), lambda: fn(bigs.pop()))
+        return refs
+
+    gc.collect()
+    gc.disable()
+    try:
+        future, big = call()
+        assert future() is None
+        assert big() is None
+    finally:
+        gc.enable()
+
+
+def test_asyncio_takes_each_kind_of_end() -> None:
+    error = ValueError("no")
+    given_up = cancelled()
+    settle(given_up, 1)
+
+    async def ask() -> list[object]:
+        wrapped = [asyncio.wrap_future(future) for future in (finished(5), failed(error), given_up)]
+        return await asyncio.gather(*wrapped, return_exceptions=True)
+
+    result, raised, gone = asyncio.run(ask())
+    assert result == 5
+    assert raised is error
+    assert isinstance(gone, asyncio.CancelledError)
+
+
+ENDS: dict[str, tuple[Callable[[Future[int]], object], type[BaseException] | None]] = {
+    "a result": (lambda source: source.set_result(5), None),
+    "a failure": (lambda source: source.set_exception(ValueError("no")), ValueError),
+    "a cancel": (lambda source: source.cancel(), CancelledError),
+}
+
+
+@pytest.mark.parametrize(("end", "expected"), ENDS.values(), ids=ENDS)
+def test_a_future_is_settled_from_another_ones_end(
+    end: Callable[[Future[int]], object], expected: type[BaseException] | None
+) -> None:
+    source, target = Future[int](), Future[int]()
+    target.set_running_or_notify_cancel()
+    chain(source, target)
+    assert not target.done()
+    end(source)
+    if expected is None:
+        assert target.result(0) == 5
+    else:
+        assert isinstance(target.exception(0), expected)
