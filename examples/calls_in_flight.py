@@ -28,8 +28,9 @@ class Calls:
 
     def __init__(self, stream: FutureStream) -> None:
         self.stream = stream
-        self.lock = threading.Lock()  # guards the two below
+        self.lock = threading.Lock()  # guards the three below
         self.made = 0
+        self.error: BaseException | None = None  # why nobody is answered any more
         self.waiting: dict[int, Future[str]] = {}
         stream.read_until(b"\n").add_done_callback(self._answered)
 
@@ -41,6 +42,8 @@ class Calls:
             number = self.made
             self.waiting[number] = future
         self.stream.write(f"{number} {text}\n".encode()).add_done_callback(self._sent)
+        if self.error:  # it came before this call was among those that wait, or has been told to it
+            self._fail(self.error)
         return future
 
     def _sent(self, writing: Future[int]) -> None:
@@ -62,9 +65,10 @@ class Calls:
         return reading.add_done_callback(self._answered)
 
     def _fail(self, error: BaseException) -> None:
-        self.stream.close(flush=False)
         with self.lock:
+            self.error = error = self.error or error  # the first one tells why
             waiting, self.waiting = self.waiting, {}
+        self.stream.close(flush=False)
         for future in waiting.values():
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

@@ -7,8 +7,8 @@ wait for anything, because all others wait for it.
 """
 
 import argparse
-import signal
 import sys
+import time
 
 import bbipc
 from bbipc import SocketEvent
@@ -69,7 +69,8 @@ if __name__ == "__main__":
         with local or bbipc.make_ipv4_tcp_server(args.host, args.port) as listening, PollerThread() as thread:
             thread.call_later(0, Door, listening, thread).result()
             print(f"echo server: {listening!r}; Ctrl-C ends it", flush=True)
-            signal.pause()
+            while True:
+                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
     except KeyboardInterrupt:
         print("echo server: bye")
     except (OSError, ValueError) as error:

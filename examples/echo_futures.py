@@ -8,8 +8,8 @@ here.  So a client that does not read its echo is not read from, and costs no mo
 
 import argparse
 import contextlib
-import signal
 import sys
+import time
 from concurrent.futures import Future
 
 import bbipc
@@ -81,7 +81,8 @@ if __name__ == "__main__":
         with local or bbipc.make_ipv4_tcp_server(args.host, args.port) as listening, PollerThread() as thread:
             Door(listening, thread)
             print(f"echo server: {listening!r}; Ctrl-C ends it", flush=True)
-            signal.pause()
+            while True:
+                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
     except KeyboardInterrupt:
         print("echo server: bye")
     except (OSError, ValueError) as error:

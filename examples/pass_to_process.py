@@ -35,8 +35,11 @@ def serving_process() -> Iterator[bbipc.LocalStream]:
     with theirs:
         # A group of its own: it ends when its channel does, and a Ctrl-C in the terminal is for us alone.
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0)
-    with process, adopt_local(ours.detach()) as channel:
-        yield channel
+    try:
+        with adopt_local(ours.detach()) as channel:
+            yield channel
+    finally:
+        process.wait(PATIENCE)
 
 
 def adopt_local(number: int) -> bbipc.LocalStream:

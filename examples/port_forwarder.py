@@ -9,8 +9,8 @@ connections share one poller thread.
 
 import argparse
 import contextlib
-import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -112,7 +112,8 @@ if __name__ == "__main__":
         with local or bbipc.make_ipv4_tcp_server(args.host, args.port) as listening, PollerThread() as thread:
             thread.call_later(0, Door, listening, thread, connector(args.to, thread)).result()
             print(f"port forwarder: {listening!r} to {args.to}; Ctrl-C ends it", flush=True)
-            signal.pause()
+            while True:
+                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
     except KeyboardInterrupt:
         print("port forwarder: bye")
     except (OSError, ValueError) as error:

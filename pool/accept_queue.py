@@ -8,7 +8,6 @@ goes on waiting, claimed: it cannot be cancelled any more, but its time may stil
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from bbipc.errors import NoConnectionAvailableError, PollerClosedError
+from bbipc.errors import NoConnectionAvailableError
 from bbipc.events import SocketEvent
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
@@ -56,7 +55,7 @@ class AcceptQueue(SocketQueue):
     def ask(self, limit: float | None) -> Future[StreamSocket]:
         """The future of one connection."""
         waiting = Waiting()
-        self._exclusively(lambda after: self._ask_locked(waiting, limit, after))
+        self._do(lambda after: self._ask_alone(waiting, limit, after), waiting.future)
         return waiting.future
 
     def end(self, error: Exception) -> None:
@@ -65,39 +64,39 @@ class AcceptQueue(SocketQueue):
         def step(after: Afterwards) -> None:
             self._monitor, self._armed = None, False
             while self._queue:
-                self._fail_locked(next(iter(self._queue)), error, after)
+                self._fail_alone(next(iter(self._queue)), error, after)
             after.add(self._on_end, self._server)
 
-        self._exclusively(step)
+        self._do(step)
 
-    def _ask_locked(self, waiting: Waiting, limit: float | None, after: Afterwards) -> None:
+    def _ask_alone(self, waiting: Waiting, limit: float | None, after: Afterwards) -> None:
         self._queue[waiting] = None
         try:
             if len(self._queue) == 1:
-                self._accept_locked(after)
+                self._accept_alone(after)
             if waiting not in self._queue:
                 return
             if limit == 0:
                 raise _late(0)
-            self._arm_locked()
+            self._arm_alone()
             if limit is not None:
                 waiting.timer = self._loop.call_later(limit, self._expire, weakref.ref(waiting), limit)
             waiting.future.add_done_callback(partial(self._done, weakref.ref(waiting)))
         except (OSError, RuntimeError) as error:
-            self._fail_locked(waiting, error, after)
+            self._fail_alone(waiting, error, after)
             if self._monitor is None:  # nobody would tell of the server's end
                 after.add(self._on_end, self._server)
         except BaseException:  # Ctrl-C: somebody of whom nobody knows would swallow a connection
             self._queue.pop(waiting, None)
             raise
 
-    def _turn_locked(self, after: Afterwards) -> None:
+    def _turn_alone(self, after: Afterwards) -> None:
         if self._queue:
-            self._accept_locked(after)
+            self._accept_alone(after)
         else:
-            self._pause_locked()
+            self._pause_alone()
 
-    def _accept_locked(self, after: Afterwards) -> None:
+    def _accept_alone(self, after: Afterwards) -> None:
         """Serve those for whom there is a connection, TURN at most."""
         for _ in range(TURN):
             if not self._queue:
@@ -108,19 +107,19 @@ class AcceptQueue(SocketQueue):
                     return
                 if head.claim():
                     after.add(head.future.set_result, self._server.accept_connection())
-                self._remove_locked(head, after)
+                self._remove_alone(head, after)
             except NoConnectionAvailableError:
                 return
             except OSError as error:
-                self._fail_locked(head, error, after)
+                self._fail_alone(head, error, after)
 
-    def _remove_locked(self, waiting: Waiting, after: Afterwards) -> None:
+    def _remove_alone(self, waiting: Waiting, after: Afterwards) -> None:
         del self._queue[waiting]
         if waiting.timer is not None:
             after.add(waiting.timer.cancel)
 
-    def _fail_locked(self, waiting: Waiting, error: Exception, after: Afterwards) -> None:
-        self._remove_locked(waiting, after)
+    def _fail_alone(self, waiting: Waiting, error: Exception, after: Afterwards) -> None:
+        self._remove_alone(waiting, after)
         if waiting.claim():
             after.add(waiting.future.set_exception, error)
 
@@ -129,9 +128,9 @@ class AcceptQueue(SocketQueue):
 
         def step(after: Afterwards) -> None:
             if waiting is not None and waiting in self._queue:
-                self._fail_locked(waiting, _late(limit), after)
+                self._fail_alone(waiting, _late(limit), after)
 
-        self._exclusively(step)
+        self._do(step)
 
     def _done(self, reference: weakref.ref[Waiting], future: Future[StreamSocket]) -> None:
         """A callback of the future: if it was cancelled, take it out and let its waiters know."""
@@ -141,11 +140,10 @@ class AcceptQueue(SocketQueue):
 
         def step(after: Afterwards) -> None:
             if waiting in self._queue:
-                self._remove_locked(waiting, after)
+                self._remove_alone(waiting, after)
                 after.add(future.set_running_or_notify_cancel)
 
-        with contextlib.suppress(PollerClosedError):
-            self._exclusively(step)
+        self._do(step)
 
 
 def _late(limit: float) -> TimeoutError:

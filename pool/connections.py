@@ -216,7 +216,7 @@ class Connections:
                 self._gates.append(gate)
                 left = len(self._inside - self._callers)
             limit = deadline()
-            pause = -1 if limit is None else max(limit - time.monotonic(), 0)
+            pause = -1 if limit is None else min(max(limit - time.monotonic(), 0), threading.TIMEOUT_MAX)
             if not left or not pause:
                 return left
             gate.acquire(timeout=pause)

@@ -6,13 +6,12 @@ are served in the order of their calls by the poller thread, 64 KiB a turn, so t
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
-from bbipc.errors import PollerClosedError, SocketClosedError
+from bbipc.errors import SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
@@ -23,7 +22,7 @@ from pool.stream_reads import ReadQueue, Request
 
 #: bytes taken from the kernel for one stream before the poller thread turns to the next
 TURN: Final = 64 * 1024
-#: bytes that a caller may take for himself before he has to stand in line: the lock is his meanwhile
+#: bytes that a caller may take for himself before he has to stand in line: nobody else comes in meanwhile
 AT_ONCE: Final = 1024 * 1024
 #: a failed connect is no disconnect, and DATA_AVAILABLE alone never tells of an end
 _EVENTS: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED | SocketEvent.CONNECTION_FAILED
@@ -44,14 +43,7 @@ class ReadingHalf(StreamHalf):
     def ask(self, request: Request, timeout: float | None) -> Future[bytes]:
         """The future of *request*."""
         limit = self._limit(timeout)
-        with self._lock:
-            if self._busy:
-                return self._ask_soon(request, limit)
-            try:
-                self._busy = True
-                return self._ask_locked(request, limit)
-            finally:
-                self._busy = False
+        return self._try(self._ask_alone, request, limit) or self._ask_by_another(request, limit)
 
     def end(self, error: Exception) -> None:
         """The stream, or the poller thread, is closed: nobody will be served any more."""
@@ -62,12 +54,12 @@ class ReadingHalf(StreamHalf):
                 self._queue.buffer.clear()
             self._queue.fail(error, after)
 
-        self._exclusively(step)
+        self._do(step)
 
-    def _ask_locked(self, request: Request, limit: float | None) -> Future[bytes]:
+    def _ask_alone(self, request: Request, limit: float | None) -> Future[bytes]:
         if not self._queue:
             try:
-                data = self._at_once_locked(request)
+                data = self._at_once_alone(request)
             except (OSError, EOFError, ValueError) as error:
                 return failed(error)
             if data is not None:
@@ -76,12 +68,12 @@ class ReadingHalf(StreamHalf):
             return failed(_late(0))
         future: Future[bytes] = Future()
         try:
-            self._enqueue_locked(request, future, limit)
+            self._enqueue_alone(request, future, limit)
         except (OSError, RuntimeError) as error:
             return failed(error)
         return future
 
-    def _at_once_locked(self, request: Request) -> bytes | None:
+    def _at_once_alone(self, request: Request) -> bytes | None:
         """The answer to *request*, if it is there."""
         buffer = self._queue.buffer
         if self._stream.closed:
@@ -89,7 +81,7 @@ class ReadingHalf(StreamHalf):
         budget = AT_ONCE
         while not request.ready(buffer, False):
             wanted = min(request.lacks(len(buffer)), budget)
-            data = self._receive_locked(wanted) if wanted else None
+            data = self._receive_alone(wanted) if wanted else None
             if data is None:
                 return None
             if not data:
@@ -104,7 +96,7 @@ class ReadingHalf(StreamHalf):
         self._torn = False
         return request.take(buffer)
 
-    def _receive_locked(self, size: int) -> bytes | None:
+    def _receive_alone(self, size: int) -> bytes | None:
         """Read from the kernel.  ``_torn`` is set from here until the caller has put the bytes where they belong."""
         if self._torn:
             raise self._tear()
@@ -118,13 +110,13 @@ class ReadingHalf(StreamHalf):
             self._torn = False
         return data
 
-    def _enqueue_locked(self, request: Request, future: Future[bytes], limit: float | None) -> None:
+    def _enqueue_alone(self, request: Request, future: Future[bytes], limit: float | None) -> None:
         """*request* waits behind the others; if that cannot be, nothing of it is left."""
         request.future = future
         try:
             self._queue.add(request)
-            self._arm_locked()
-            if limit is not None:
+            self._arm_alone()
+            if limit:
                 request.timer = self._loop.call_later(limit, self._expire, weakref.ref(request), limit)
             future.add_done_callback(partial(self._done, weakref.ref(request)))
         except BaseException:  # Ctrl-C as well: a request that nobody knows of would swallow bytes
@@ -132,16 +124,16 @@ class ReadingHalf(StreamHalf):
             request.future = None
             raise
 
-    def _turn_locked(self, after: Afterwards) -> None:
+    def _turn_alone(self, after: Afterwards) -> None:
         self._queue.serve(after)  # those for whom there is enough since somebody before them was cancelled
         if not self._queue:
-            self._pause_locked()
+            self._pause_alone()
             return
         budget = TURN
         try:
             while budget:
                 wanted = min(self._queue.lacks(), budget)
-                data = self._receive_locked(wanted) if wanted else None
+                data = self._receive_alone(wanted) if wanted else None
                 if data is None:
                     return
                 self._queue.feed(data, after)
@@ -164,10 +156,9 @@ class ReadingHalf(StreamHalf):
                 if request.timer is not None:
                     after.add(request.timer.cancel)
                 if self._queue and self._queue.buffer:  # what was too little for this one may do for the next
-                    after.add(self._soon, self._queue.serve)
+                    after.add(self._hand_in, self._queue.serve)
 
-        with contextlib.suppress(PollerClosedError):
-            self._exclusively(step)
+        self._do(step)
 
     def _expire(self, reference: weakref.ref[Request], limit: float) -> None:
         """Its time is up."""
@@ -179,24 +170,23 @@ class ReadingHalf(StreamHalf):
                 after.add(fail, request.future, _late(limit))
                 self._queue.serve(after)
 
-        self._exclusively(step)
+        self._do(step)
 
-    def _ask_soon(self, request: Request, limit: float | None) -> Future[bytes]:
-        """On re-entry: what ``ask`` does, on the poller thread."""
+    def _ask_by_another(self, request: Request, limit: float | None) -> Future[bytes]:
+        """The same, by whoever is at work."""
         future: Future[bytes] = Future()
 
         def step(after: Afterwards) -> None:
             try:
-                self._enqueue_locked(request, future, limit)
+                self._enqueue_alone(request, future, limit)
             except (OSError, RuntimeError) as error:
                 after.add(fail, future, error)
-            else:
-                self._queue.serve(after)
+                return
+            self._turn_alone(after)
+            if limit == 0 and self._queue.drop(request):
+                after.add(fail, future, _late(0))
 
-        try:
-            self._loop.call_later(0, self._exclusively, step)
-        except PollerClosedError as error:
-            return failed(error)
+        self._hand_in(step, future)
         return future
 
 

@@ -14,7 +14,6 @@ a server ends stands in ``stopping.py``.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -25,8 +24,6 @@ from typing import Final, Literal, NoReturn, Self, cast
 from bbipc.errors import PollerClosedError, RemoteDisconnectedError, SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout
-from bbipc.polling.make import make_poller
-from bbipc.polling.poller import Poller
 from bbipc.sockets import fork
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
@@ -328,6 +325,9 @@ class ConnectionServer:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ConnectionServer can be neither copied nor pickled")
 
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else "not started" if self._accepting is None else "serving"

@@ -112,7 +112,7 @@ class Stopping:
             if self._done:
                 return True
             self._gates.append(gate)
-        return gate.acquire(timeout=-1 if limit is None else limit)
+        return gate.acquire(timeout=-1 if limit is None else min(limit, threading.TIMEOUT_MAX))
 
     def _run(self, grace: float = GRACE) -> None:
         with contextlib.ExitStack() as steps:  # whatever one of them raises, the others are taken

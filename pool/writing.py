@@ -49,7 +49,6 @@ class WritingHalf(StreamHalf):
         self._shut = False  # our sending is shut down, or is just about to be
         self._closing = False
         self._broken: Exception | None = None
-        self._begun = 0  # how many bytes of the write at hand were sent at once
         self._lost = 0  # promised bytes that were never sent, and of which no close has told yet
 
     @property
@@ -61,23 +60,7 @@ class WritingHalf(StreamHalf):
         """The future of a write of all of *buffer*."""
         limit = self._limit(timeout)
         size = len(buffer) if type(buffer) is bytes else octets(buffer).nbytes
-        after: Afterwards | None = None
-        try:
-            with self._lock:
-                if self._busy:
-                    return self._write_soon(buffer, size, limit)
-                try:
-                    self._busy = True
-                    future = self._at_once_locked(buffer, size)
-                    if future is not None:
-                        return future
-                    after = Afterwards()
-                    return self._enqueue_locked(buffer, size, limit, after)
-                finally:
-                    self._busy = False
-        finally:
-            if after is not None:
-                after.do()
+        return self._try(self._write_alone, buffer, size, limit) or self._write_by_another(buffer, size, limit)
 
     def flush(self, timeout: float | None) -> Future[None]:
         """The future of all that is pending now."""
@@ -94,14 +77,10 @@ class WritingHalf(StreamHalf):
         limit = self._limit(timeout)
         waiter = Waiter(Kind.CLOSE)
         waiter.future.set_running_or_notify_cancel()  # a close cannot be taken back
-        try:
-            if flush:
-                self._exclusively(lambda after: self._close_locked(waiter, limit, after))
-            else:
-                self._exclusively(lambda after: self._abandon_locked(waiter, after))
-        except PollerClosedError:  # a finalizer, in the middle of a call on the same stream
-            self._stream.close()
-            waiter.future.set_result(None)
+        if flush:
+            self._do(lambda after: self._close_alone(waiter, limit, after), waiter.future)
+        else:
+            self._do(lambda after: self._abandon_alone(waiter, after), waiter.future)
         return waiter.future
 
     def end(self, error: Exception) -> None:
@@ -110,33 +89,31 @@ class WritingHalf(StreamHalf):
         def step(after: Afterwards) -> None:
             self._monitor, self._armed = None, False
             if self._queue.pending or isinstance(error, SocketClosedError):
-                self._break_locked(error, after)
+                self._break_alone(error, after)
 
-        self._exclusively(step)
+        self._do(step)
 
     # Writing.
 
-    def _at_once_locked(self, buffer: Buffer, size: int) -> Future[int] | None:
-        """The outcome of a write, if it is there; otherwise ``_begun`` bytes of it are sent, the rest is to wait."""
-        self._begun = 0
-        refusal = self._refusal_locked()
+    def _write_alone(self, buffer: Buffer, size: int, limit: float | None) -> Future[int]:
+        refusal = self._refusal_alone()
         if refusal is not None:
             return failed(with_facts(refusal, sent=0, unsent=size))
-        if self._queue.pending:
-            return None
-        try:
-            sent = self._send_locked(buffer)
-        except OSError as error:
-            if isinstance(error, RemoteDisconnectedError | ConnectionFailedError):
-                self._broken = again(error)
-            return failed(with_facts(error, sent=0, unsent=size))
-        if sent < size:
-            self._begun = sent  # and torn it stays until the rest is in the queue
-            return None
-        self._torn = False
-        return finished(size)
+        sent = 0
+        if not self._queue.pending:
+            try:
+                sent = self._send_alone(buffer)
+            except OSError as error:
+                if isinstance(error, RemoteDisconnectedError | ConnectionFailedError):
+                    self._broken = again(error)
+                return failed(with_facts(error, sent=0, unsent=size))
+            if sent == size:
+                self._torn = False
+                return finished(size)
+            self._torn = sent > 0  # until the rest is in the queue
+        return self._enqueue_alone(octets(buffer)[sent:], size, limit)
 
-    def _send_locked(self, buffer: Buffer) -> int:
+    def _send_alone(self, buffer: Buffer) -> int:
         """Hand bytes to the kernel.  ``_torn`` is set from here until the caller has counted them."""
         if self._torn:
             raise self._tear()
@@ -147,31 +124,61 @@ class WritingHalf(StreamHalf):
             self._torn = False
             raise
 
-    def _enqueue_locked(self, buffer: Buffer, size: int, limit: float | None, after: Afterwards) -> Future[int]:
+    def _enqueue_alone(self, rest: memoryview, size: int, limit: float | None) -> Future[int]:
         """What the kernel has not taken of a write: promise it, or let it wait."""
-        rest, held = octets(buffer)[self._begun :], None
+        held = None
         try:
-            self._arm_locked()
+            self._arm_alone()
             if self._queue.promise(rest):
                 self._torn = False
                 return finished(size)
             held = Held(rest, size)
             if limit == 0:
                 raise _late(0, held)
-            self._queue.hold(held)
-            self._torn = False
-            if limit is not None:
-                held.timer = self._loop.call_later(limit, self._expire, weakref.ref(held), limit)
-            held.future.add_done_callback(partial(self._done, weakref.ref(held)))
+            self._hold_alone(held, limit)
         except (OSError, RuntimeError) as error:
             self._torn = False
             held = held or Held(rest, size)
-            told = with_facts(error, sent=held.sent, unsent=len(held.view))
-            self._give_up_locked(held, error, after)
-            return failed(told)
+            self._inbox.append((partial(self._give_up_alone, held, error), None))  # before anybody else comes in
+            return failed(with_facts(error, sent=held.sent, unsent=len(held.view)))
         return held.future
 
-    def _give_up_locked(self, held: Held, error: Exception, after: Afterwards) -> None:
+    def _hold_alone(self, held: Held, limit: float | None) -> None:
+        self._queue.hold(held)
+        self._torn = False
+        if limit:
+            held.timer = self._loop.call_later(limit, self._expire, weakref.ref(held), limit)
+        held.future.add_done_callback(partial(self._done, weakref.ref(held)))
+
+    def _write_by_another(self, buffer: Buffer, size: int, limit: float | None) -> Future[int]:
+        """The same, by the poller thread."""
+        held = Held(octets(buffer), size)
+
+        def step(after: Afterwards) -> None:
+            error = self._refusal_alone()
+            try:
+                if error is None:
+                    self._arm_alone()
+                    self._hold_alone(held, limit)
+                    self._turn_alone(after)
+                    if limit == 0 and held in self._queue:
+                        error = _late(0, held)
+            except (OSError, RuntimeError) as reason:
+                error = reason
+            if error is not None:
+                self._fail_alone(held, error, after)
+
+        self._hand_in(step, held.future)
+        return held.future
+
+    def _fail_alone(self, held: Held, error: Exception, after: Afterwards) -> None:
+        """*held*, whose future its owner has, is not sent any further."""
+        told = with_facts(error, sent=held.sent, unsent=len(held.view))
+        if held.claim():
+            after.add(held.future.set_exception, told)
+        self._give_up_alone(held, error, after)
+
+    def _give_up_alone(self, held: Held, error: Exception, after: Afterwards) -> None:
         """*held* will not be sent any further; if a part of it was, nothing else can be."""
         sent = held.sent
         if not self._queue.withdraw(held, after):
@@ -179,38 +186,38 @@ class WritingHalf(StreamHalf):
         if sent:
             if isinstance(error, WriteTimeoutError):
                 error = WriteTimeoutError(f"an earlier write was given up after {sent} bytes of it were sent")
-            self._break_locked(error, after)
+            self._break_alone(error, after)
 
-    def _obstacle_locked(self) -> Exception | None:
+    def _obstacle_alone(self) -> Exception | None:
         """Why what is pending cannot be sent."""
         if self._stream.closed:
             return SocketClosedError(self._stream)
         return self._tear() if self._torn else self._broken
 
-    def _refusal_locked(self) -> Exception | None:
+    def _refusal_alone(self) -> Exception | None:
         """Why nothing can be written any more."""
-        error = self._obstacle_locked()
+        error = self._obstacle_alone()
         if error is None and self._closing:
             error = SocketClosedError(self._stream)
         if error is None and (self._shut or self._queue.ending):
             error = SocketError(errno.EPIPE, "this side's sending was shut down", socket=self._stream)
         return error
 
-    def _turn_locked(self, after: Afterwards) -> None:
+    def _turn_alone(self, after: Afterwards) -> None:
         chunk = self._queue.next_bytes(after)
         if chunk is not None:
             try:
-                count = self._send_locked(chunk)
+                count = self._send_alone(chunk)
             except OSError as error:
-                self._break_locked(error, after)
+                self._break_alone(error, after)
             else:
                 self._queue.taken(count, after)
                 self._torn = False
             if isinstance(chunk, memoryview):
                 chunk.release()
-        self._go_on_locked(after)
+        self._go_on_alone(after)
 
-    def _go_on_locked(self, after: Afterwards) -> None:
+    def _go_on_alone(self, after: Afterwards) -> None:
         """The queue has become shorter: promise what fits now, serve who has waited for that."""
         self._queue.promise_more(after)
         for waiter in self._queue.reached(after):
@@ -220,11 +227,11 @@ class WritingHalf(StreamHalf):
                 self._shut = True
                 after.add(self._shut_down, waiter.future)
             else:
-                self._finish_locked(waiter, None, after)
+                self._finish_alone(waiter, None, after)
         if not self._queue.pending:
-            self._pause_locked()
+            self._pause_alone()
 
-    def _break_locked(self, error: Exception, after: Afterwards) -> None:
+    def _break_alone(self, error: Exception, after: Afterwards) -> None:
         """Nothing can be sent any more."""
         pending, self._lost = self._queue.pending, self._lost + self._queue.promised
         if self._broken is None:
@@ -232,7 +239,7 @@ class WritingHalf(StreamHalf):
         for waiter in self._queue.fail(error, after):
             told = with_facts(error, sent=0, unsent=pending)
             if waiter.kind is Kind.CLOSE:
-                self._finish_locked(waiter, told, after)
+                self._finish_alone(waiter, told, after)
             else:
                 after.add(fail, waiter.future, told)
 
@@ -245,10 +252,9 @@ class WritingHalf(StreamHalf):
         def step(after: Afterwards) -> None:
             if self._queue.withdraw(held, after):
                 after.add(future.set_running_or_notify_cancel)
-                after.add(self._soon, self._go_on_locked)
+                after.add(self._hand_in, self._go_on_alone)
 
-        with contextlib.suppress(PollerClosedError):
-            self._exclusively(step)
+        self._do(step)
 
     def _expire(self, reference: weakref.ref[Held], limit: float) -> None:
         """The time of a write is up."""
@@ -257,13 +263,10 @@ class WritingHalf(StreamHalf):
         def step(after: Afterwards) -> None:
             if held is None or held not in self._queue:
                 return
-            error = _late(limit, held)
-            if held.claim():
-                after.add(held.future.set_exception, error)
-            self._give_up_locked(held, error, after)
-            self._go_on_locked(after)
+            self._fail_alone(held, _late(limit, held), after)
+            self._go_on_alone(after)
 
-        self._exclusively(step)
+        self._do(step)
 
     # Waiting for what was written.
 
@@ -271,27 +274,24 @@ class WritingHalf(StreamHalf):
         waiter = Waiter(kind)
 
         def step(after: Afterwards) -> None:
-            error = self._obstacle_locked()
+            error = self._obstacle_alone()
             if error is not None:
                 after.add(fail, waiter.future, with_facts(error, sent=0, unsent=self._queue.pending + self._lost))
                 return
             self._queue.wait(waiter)
-            self._go_on_locked(after)
-            self._limit_locked(waiter, limit, after)
+            self._go_on_alone(after)
+            self._limit_alone(waiter, limit, after)
 
-        try:
-            self._exclusively(step)
-        except PollerClosedError as error:
-            return failed(error)
+        self._do(step, waiter.future)
         waiter.future.add_done_callback(partial(self._waiter_done, weakref.ref(waiter)))
         return waiter.future
 
-    def _limit_locked(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
+    def _limit_alone(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
         """*waiter* waits for *limit* seconds at most."""
         if limit is None or waiter not in self._queue:
             return
         if limit == 0:
-            self._expire_waiter_locked(waiter, limit, after)
+            self._expire_waiter_alone(waiter, limit, after)
             return
         with contextlib.suppress(PollerClosedError):  # then all that waits is just being told
             waiter.timer = self._loop.call_later(limit, self._expire_waiter, weakref.ref(waiter), limit)
@@ -299,17 +299,17 @@ class WritingHalf(StreamHalf):
     def _expire_waiter(self, reference: weakref.ref[Waiter], limit: float) -> None:
         waiter = reference()
         if waiter is not None:
-            self._exclusively(partial(self._expire_waiter_locked, waiter, limit))
+            self._do(partial(self._expire_waiter_alone, waiter, limit))
 
-    def _expire_waiter_locked(self, waiter: Waiter, limit: float, after: Afterwards) -> None:
+    def _expire_waiter_alone(self, waiter: Waiter, limit: float, after: Afterwards) -> None:
         """Its time is up."""
         if not self._queue.drop(waiter, after):
             return
         unsent = self._queue.pending
         error = WriteTimeoutError(f"{unsent} bytes could not be sent within {limit:g} s", unsent=unsent)
         if waiter.kind is Kind.CLOSE:
-            self._break_locked(SocketClosedError(self._stream), after)
-            self._finish_locked(waiter, error, after)
+            self._break_alone(SocketClosedError(self._stream), after)
+            self._finish_alone(waiter, error, after)
         else:
             after.add(fail, waiter.future, error)
 
@@ -322,8 +322,7 @@ class WritingHalf(StreamHalf):
             if self._queue.drop(waiter, after):
                 after.add(future.set_running_or_notify_cancel)
 
-        with contextlib.suppress(PollerClosedError):
-            self._exclusively(step)
+        self._do(step)
 
     def _shut_down(self, future: Future[None]) -> None:
         try:
@@ -336,25 +335,25 @@ class WritingHalf(StreamHalf):
 
     # Closing.
 
-    def _close_locked(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
+    def _close_alone(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
         self._closing = True
         if self._stream.closed and self._queue.pending:  # somebody else has closed it, and we are not told yet
-            self._break_locked(SocketClosedError(self._stream), after)
+            self._break_alone(SocketClosedError(self._stream), after)
         if self._queue.pending and not self._torn:
             self._queue.wait(waiter)
-            self._limit_locked(waiter, limit, after)
+            self._limit_alone(waiter, limit, after)
             return
         error: Exception | None = self._tear() if self._torn else None
         if self._lost:
             error = self._broken
-        self._finish_locked(waiter, error and with_facts(error, sent=0, unsent=self._lost), after)
+        self._finish_alone(waiter, error and with_facts(error, sent=0, unsent=self._lost), after)
 
-    def _abandon_locked(self, waiter: Waiter, after: Afterwards) -> None:
+    def _abandon_alone(self, waiter: Waiter, after: Afterwards) -> None:
         self._closing = True
-        self._break_locked(SocketClosedError(self._stream), after)
-        self._finish_locked(waiter, None, after)
+        self._break_alone(SocketClosedError(self._stream), after)
+        self._finish_alone(waiter, None, after)
 
-    def _finish_locked(self, waiter: Waiter, error: Exception | None, after: Afterwards) -> None:
+    def _finish_alone(self, waiter: Waiter, error: Exception | None, after: Afterwards) -> None:
         """Close now, and tell what came of it."""
         self._closing, self._lost = True, 0
         after.add(self._stream.close)
@@ -363,27 +362,6 @@ class WritingHalf(StreamHalf):
             after.add(waiter.future.set_result, None)
         else:
             after.add(waiter.future.set_exception, error)
-
-    def _write_soon(self, buffer: Buffer, size: int, limit: float | None) -> Future[int]:
-        """On re-entry: what ``write`` does, on the poller thread."""
-        future: Future[int] = Future()
-
-        def pass_on(inner: Future[int]) -> None:
-            error = inner.exception()
-            if error is not None:
-                fail(future, error)
-            else:
-                settle(future, inner.result())
-
-        def step(after: Afterwards) -> None:
-            inner = self._at_once_locked(buffer, size) or self._enqueue_locked(buffer, size, limit, after)
-            after.add(inner.add_done_callback, pass_on)
-
-        try:
-            self._loop.call_later(0, self._exclusively, step)
-        except PollerClosedError as error:
-            return failed(error)
-        return future
 
 
 def _late(limit: float, held: Held) -> WriteTimeoutError:

@@ -24,7 +24,7 @@ from pool.accepting import PAUSE, SOON, TURN, Accepting
 from pool.polling_loop import PollingLoop
 from pool.seldom import Seldom
 from tests.support.makers import PATIENCE, Namespace, Server, Worker, make_namespace
-from tests.test_server import at_end, until
+from tests.support.serving import at_end, until
 
 OUT_OF_NUMBERS = (errno.EMFILE, errno.ENFILE)
 OUT_OF_MEMORY = (errno.ENOBUFS, errno.ENOMEM)

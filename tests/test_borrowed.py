@@ -89,6 +89,12 @@ class Scene:
         """The poller thread has done what it had to do."""
         self.pool.poller_thread.call_later(0, int).result(PATIENCE)
 
+    def armed(self) -> SocketEvent:
+        """What the kernel is asked for."""
+        poller = self.pool.poller_thread._poller
+        assert poller is not None
+        return poller.monitored_events(self.ours)
+
     def close(self) -> None:
         self.pool.shutdown()
         self.ours.close()
@@ -189,6 +195,7 @@ def test_never_twice_at_once(scene: Scene, by_hand: ByHand) -> None:
     scene.settle()
     scene.settle()
     assert not by_hand.waiting
+    assert not scene.armed()
     future.set_running_or_notify_cancel()
     call()
     scene.peer.write(b"c")
@@ -311,6 +318,7 @@ def test_paused_while_its_call_runs(scene: Scene, by_hand: ByHand, change: str) 
     scene.settle()
     if change == "nothing":
         assert not by_hand.waiting
+        assert not scene.armed()
         monitor.resume()
     by_hand.make_a_call()
     assert scene.read == [b"ab", b"c"]

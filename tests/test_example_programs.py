@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,7 @@ def test_the_demonstration_ends_by_itself(words: list[str]) -> None:
     lines = out.splitlines()
     assert lines[0].startswith("$ python examples/worker_server.py ")
     assert "listening on" in lines[1]
-    assert lines[2].startswith("server:  10 connections, ")
+    assert re.match(r"server:  [1-9]\d* connections, ", lines[2])
     assert re.match(r"clients: [1-9][\d,]* answers; round trip p50 \d+\.\d\d ms", lines[-2])
     assert "StopReport" in lines[-1]
 
@@ -397,7 +398,7 @@ def test_many_writers_at_once(room: Server) -> None:
             for number in range(50):
                 member.sendall(b"line %d\n" % number)
 
-        talkers = [Worker(lambda member=member: talk(member)) for member in members]
+        talkers = [Worker(partial(talk, member)) for member in members]
         for number, member in enumerate(members):
             heard: dict[str, list[str]] = {}
             while sum(map(len, heard.values())) < 7 * 50:
@@ -464,8 +465,8 @@ def test_much_goes_both_ways_at_once(forwarder: Forwarder) -> None:
             source.sendall(BIG * 2)
             source.shutdown(socket.SHUT_WR)
 
-        threads = [Worker(lambda source=source: send(source)) for source in (client, far)]
-        threads += [Worker(lambda sink=sink: read_to_end(sink)) for sink in (client, far)]
+        threads = [Worker(partial(send, source)) for source in (client, far)]
+        threads += [Worker(partial(read_to_end, sink)) for sink in (client, far)]
         assert [thread.outcome() for thread in threads] == [None, None, BIG * 2, BIG * 2]
 
 
@@ -539,7 +540,7 @@ def test_coroutines_answer_in_capitals(kind: str, short_dir: Path) -> None:
             assert [read_line(client), read_line(client)] == ["ONE", "TWO"]
         clients[0].shutdown(socket.SHUT_WR)
         assert clients[0].recv(1) == b""
-        clients[1].sendall(b"x" * 1001)
+        clients[1].sendall(b"x" * 1000)
         assert clients[1].recv(1) == b""
         assert server.interrupt() == (0, "asyncio server: bye\n", "")
         assert clients[2].recv(1) == b""

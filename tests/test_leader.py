@@ -232,26 +232,39 @@ def test_a_task_that_comes_between_the_look_and_the_wait_is_not_missed(stage: St
 
 
 def test_the_end_that_comes_between_the_look_and_the_wait_is_not_missed(stage: Stage) -> None:
+    """end() finds nobody waiting, right behind the leader's look; whoever is about to wait looks once more."""
     stage.add("a")
     poller = stage.stations.poller
     assert poller is not None
     original = poller.wait_for_events
+    reads: list[bool] = []
 
-    class EndsLate(deque[AnyTask]):
-        """Looked at for the last time before the wait."""
+    class EndsLate(ScriptedCrew):
+        def __init__(self) -> None:
+            super().__init__()
+            self._ending = False
 
-        def __bool__(self) -> bool:
-            stage.crew.ending = True
-            stage.lead.interrupt()
-            return False
+        @property
+        def ending(self) -> bool:
+            found = self._ending
+            reads.append(found)
+            if len(reads) == 2:  # the second look is the last one before the wait
+                self._ending = True
+                stage.lead.interrupt()
+            return found
+
+        @ending.setter
+        def ending(self, value: bool) -> None:
+            self._ending = value
 
     def wait_for_events(timeout: float | None) -> list[tuple[bbipc.Socket, SocketEvent]]:
         assert timeout == 0
         return original(timeout)
 
-    stage.crew.tasks = EndsLate()
+    stage.lead._crew = cast(Crew, EndsLate())
     with mock.patch.object(poller, "wait_for_events", wait_for_events):
         assert stage.lead.perform() is None
+    assert reads[:3] == [False, False, True]
 
 
 # Watching and taking over.
@@ -324,7 +337,12 @@ def test_a_blocked_leader_is_relieved(stage: Stage) -> None:
         while sorted(stage.names()) != ["a", "b", "c"]:  # slow calls may be near: made one by one, apart
             relieved.append(stage.bert(stage.round))
         assert stage.names()[0] == first
-        stage.ready(first)  # his own has something more: not told while his call runs
+        for spread in (0, 5):  # his own has something more: not told while his call runs
+            stage.ready(first)
+            stage.lead._spread = spread
+            stage.bert(stage.round)
+        stage.lead._spread = 0
+        assert len(stage.calls) == 3
 
     stage.during = {"a": block, "b": block}
     assert stage.round() is None

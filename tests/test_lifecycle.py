@@ -315,6 +315,20 @@ def test_the_interpreter_exits_in_time_with_the_right_code_and_quietly(ending: s
     assert late < EXIT
 
 
+def test_at_the_exit_all_that_wait_are_told() -> None:
+    """The thread has ended in good order: nothing of it runs while the interpreter is taken apart."""
+    body = """
+        def tell(future):
+            print(type(future.exception(0)).__name__)
+        for future in (loop.when(one, DATA), loop.call_later(60, nothing)):
+            future.add_done_callback(tell)
+        loop.monitor(other, DATA, nothing, on_close=lambda error: print("on_close"))
+    """
+    program = textwrap.dedent(SETUP) + textwrap.dedent(body)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert sorted(done.stdout.split()) == ["PollerClosedError", "PollerClosedError", "on_close"]
+
+
 def test_the_exit_waits_for_all_owners_together() -> None:
     """Two that hang delay it no longer than one; whoever is stopped is told first, and waited for then."""
     told: list[str] = []

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from typing import Any
@@ -227,9 +229,9 @@ def test_a_poller_that_is_closed_behind_its_back_ends_it_in_good_order() -> None
 
 
 def test_closing_against_using_leaves_no_future_behind() -> None:
-    """60 loops, closed while 4 threads use them: all that was accepted is settled (HAZARDS 39)."""
+    """25 loops, closed while 4 threads use them: all that was accepted is settled (HAZARDS 39)."""
     with pairs(4) as streams, switch_interval(1e-6):
-        for number in range(60):
+        for number in range(25):
             loop = PollingLoop()
             futures: list[Future[object]] = []
             busy = threading.Semaphore(0)
@@ -322,6 +324,36 @@ def test_a_huge_delay_is_waited_for(loop: PollingLoop) -> None:
     dealt_out(loop)
     assert not any(future.done() for future in futures)
     assert all(future.cancel() for future in futures)
+
+
+def test_a_failed_call_leaves_no_circle_of_references(loop: PollingLoop) -> None:
+    """Its arguments are let go of with its future, without the collector."""
+
+    class Big:
+        """An argument."""
+
+    def fail(big: Big) -> None:
+        raise ValueError("no")
+
+    def call() -> tuple[weakref.ref[Future[None]], weakref.ref[Big]]:
+        bigs = [Big()]
+        ref = weakref.ref(bigs[0])
+        done = threading.Event()
+        future = loop.call_later(0, fail, bigs.pop())
+        future.add_done_callback(lambda future: done.set())
+        assert done.wait(PATIENCE)
+        return weakref.ref(future), ref
+
+    dealt_out(loop)
+    gc.collect()
+    gc.disable()
+    try:
+        future, big = call()
+        dealt_out(loop)
+        assert future() is None
+        assert big() is None
+    finally:
+        gc.enable()
 
 
 # Futures of it.

@@ -116,7 +116,7 @@ def patience() -> int:
     """How often to look for the other thread.  With a GIL it does not come on while this one looks, and two that take
     turns strictly never meet; the short switch interval lets them meet.
     """
-    return 10 if getattr(sys, "_is_gil_enabled", lambda: True)() else 10_000_000
+    return 10 if getattr(sys, "_is_gil_enabled", lambda: True)() else 5000
 
 
 class Race:

@@ -80,8 +80,11 @@ def test_a_resume_by_another_thread_is_never_lost(backend: str) -> None:
 
 
 def test_the_race_finds_the_bug_that_it_is_for() -> None:
-    """10,000 pairs with a look in the place of the claim."""
+    """With a look in the place of the claim: by 10,000 pairs on a machine that is free, by ten times as many on any."""
     race = Race()
     with planted(), switch_interval(1e-6):
-        race.run(10_000)
-    assert race.faults
+        for _ in range(10):
+            race.run(10_000)
+            if race.faults:
+                return
+    raise AssertionError("not found")

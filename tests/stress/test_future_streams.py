@@ -110,6 +110,7 @@ def test_a_handler_that_writes_in_the_middle_of_a_write_breaks_no_frame(
     namespace: Namespace, poller_thread: PollerThread
 ) -> None:
     """2,000 frames of the main thread, a signal handler's every 0.3 ms."""
+    poller_thread.call_later(0, int).result(PATIENCE)  # it is not to be started by the handler
     with narrow(namespace, poller_thread) as (stream, peer):
         reader = Worker(lambda: read_frames(peer))
         handled: list[Future[int]] = []

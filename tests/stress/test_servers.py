@@ -31,7 +31,7 @@ from pool.worker_pool import WorkerPool
 from tests.stress import fd_exhaustion
 from tests.stress.close_race import switch_interval
 from tests.support.makers import PATIENCE, Namespace, Worker, make_namespace
-from tests.test_server import HANDLERS, Per, answer, ask, at_end, until
+from tests.support.serving import HANDLERS, Per, answer, ask, at_end, until
 
 DATA = SocketEvent.DATA_AVAILABLE
 END = SocketEvent.REMOTE_DISCONNECTED

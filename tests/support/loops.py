@@ -61,7 +61,7 @@ class Broken(logging.Handler):
 
 
 @contextlib.contextmanager
-def handler_added(handler: logging.Handler, name: str = "pool.polling_loop") -> Iterator[None]:
+def handler_added(handler: logging.Handler, name: str = "pool") -> Iterator[None]:
     """*handler* hears of what is logged under *name*."""
     logger = logging.getLogger(name)
     logger.addHandler(handler)
