@@ -45,6 +45,7 @@ class Duty(Protocol):
 
     def wanted(self) -> bool:
         """Whether somebody has to do it, and nobody does."""
+        ...
 
     def begin_watch(self) -> float | None:
         """About to sleep: for how many seconds at most; ``None``: without limit."""

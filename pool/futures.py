@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -26,9 +26,9 @@ def finished(result: T) -> Future[T]:
     return future
 
 
-def failed(error: BaseException) -> Future[T]:
+def failed(error: BaseException) -> Future[Any]:
     """A future that has failed already."""
-    future: Future[T] = Future()
+    future: Future[Any] = Future()
     future.set_exception(error)
     return future
 

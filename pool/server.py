@@ -324,9 +324,6 @@ class ConnectionServer:
         self.stop()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
-
-    def __reduce__(self) -> NoReturn:
         raise TypeError("a ConnectionServer can be neither copied nor pickled")
 
     def __repr__(self) -> str:

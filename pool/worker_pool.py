@@ -45,6 +45,7 @@ class Monitoring(Protocol):
     @property
     def active(self) -> bool:
         """Whether calls may still begin: neither cancelled, nor the socket or the pool closed."""
+        ...
 
     def cancel(self) -> None:
         """End it; idempotent.  A call may still be running."""

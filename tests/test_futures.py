@@ -136,7 +136,8 @@ def test_asyncio_takes_each_kind_of_end() -> None:
 
     async def ask() -> list[object]:
         wrapped = [asyncio.wrap_future(future) for future in (finished(5), failed(error), given_up)]
-        return await asyncio.gather(*wrapped, return_exceptions=True)
+        done: list[object] = await asyncio.gather(*wrapped, return_exceptions=True)
+        return done
 
     result, raised, gone = asyncio.run(ask())
     assert result == 5

@@ -2,12 +2,12 @@
 
 A wait may end in five ways: its events come, its time is up, it is cancelled, its socket is closed, its loop is
 closed.  Two threads go through the same waits side by side, and each ends them in a way of its own: a *pair*.  The
-table of interests and the timers are real, the poller is a dummy, so that a pair takes about 25 us.  Afterwards each
+table of interests and the timers are real, the poller is a dummy, so that a pair takes 25 to 200 us.  Afterwards each
 future must be settled, once, in one of the two ways, known to those who wait for it, and nothing registered.
 
 Then real sockets: a peer writes, another thread cancels or closes at random, some waits have a timeout of no time.
 
-The full size is 2,000,000 pairs and 20,000 reads: about two minutes, with or without a GIL.  ``--plant`` puts
+The full size is 2,000,000 pairs and 20,000 reads: three to eight minutes on two busy processors.  ``--plant`` puts
 ``if not future.done(): future.set_result(...)`` in the place of the claim: the bug that the race must find.
 """
 
