@@ -168,7 +168,7 @@ class ConnectionServer:
         checked_timeout(stop_timeout)
         try:
             self.start()
-            self._stopping.wait_for_end(None)
+            self._stopping.serve_until_end()
         except KeyboardInterrupt:
             pass
         return self.stop(stop_timeout)
