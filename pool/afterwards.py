@@ -1,4 +1,4 @@
-"""Afterwards: what was decided under a lock, to be done when it is let go.
+"""Afterwards: what was decided while nobody else could come in, to be done when they can again.
 
 Law of this file: it knows nothing of sockets or futures.  One thread fills a list and works it off.  Every entry is
 done, whatever another one raises: a future that was claimed and never settled would hang its owner for ever.

@@ -39,12 +39,14 @@ class FutureStream:
 
     ``stream``: the StreamSocket, which belongs to this object from now on: reading or writing it directly takes bytes
     out of their order.  *write_limit*: how many bytes of writes that are done may wait here for room in the kernel.
+    No call waits for another on the same stream, so a signal handler, or a finalizer, may come in the middle of one.
 
     Every method that gives a future takes a *timeout* in seconds; 0: at once or not at all, ``None``: no limit.  What
-    can be done at once is done in the calling thread, and the future is done when it is returned.  A future that is
-    waited for fails with SocketClosedError when anybody closes the stream, with RemoteDisconnectedError or
-    ConnectionFailedError when the connection is gone, with PollerClosedError when *poller_thread* is closed.  Its
-    callbacks run on the poller thread, or in the thread that closes or cancels.
+    can be done at once is done in the calling thread, and the future is done when it is returned; where another thread
+    is in the middle of the same direction, the poller thread does it.  A future that is waited for fails with
+    SocketClosedError when anybody closes the stream, with RemoteDisconnectedError or ConnectionFailedError when the
+    connection is gone, with PollerClosedError when *poller_thread* is closed.  Its callbacks run on the poller thread,
+    or in the thread that closes or cancels.
     """
 
     __slots__ = ("stream", "_poller_thread", "_reading", "_writing", "_generation", "__weakref__")

@@ -1,6 +1,6 @@
 """What is asked of a stream, and what has come of it: the bytes and the order, without any I/O.
 
-Law of this file: no system call, no lock, no thread: whoever owns a ReadQueue holds its lock in every call.  Futures
+Law of this file: no system call, no lock, no thread: one call at a time, which the owner sees to.  Futures
 are claimed here, because that and the taking of their bytes must be one; they are settled afterwards.
 
 - Requests are served strictly in the order of their calls, each from the front of the buffer.

@@ -1,6 +1,6 @@
 """What is to be sent on a stream, and who is told when: the bytes and the order, without any I/O.
 
-Law of this file: no system call, no lock, no thread: whoever owns a WriteQueue holds its lock in every call.  Futures
+Law of this file: no system call, no lock, no thread: one call at a time, which the owner sees to.  Futures
 are claimed here, together with the first byte that is handed out; they are settled afterwards.
 
     promised   bytes of writes whose futures are done: ours, at most ``limit`` of them
