@@ -3,8 +3,6 @@
 Start with ``docs/futures-and-workers.md``; ``docs/threads.md`` says what may be called from where.
 """
 
-import logging
-
 from pool.future_stream import FutureStream
 from pool.parties import Monitor
 from pool.poller_thread import PollerThread
@@ -25,6 +23,3 @@ __all__ = [
     "StreamFile",
     "WorkerPool",
 ]
-
-# What goes wrong in user code is told to the log.  Who has set up no logging has not asked for lines on stderr.
-logging.getLogger(__name__).addHandler(logging.NullHandler())

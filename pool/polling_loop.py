@@ -206,10 +206,10 @@ class PollingLoop:
         thread = self._thread
         if thread is None or self._generation != fork.generation:
             return False
-        if thread.ident is None:
+        if not thread.is_alive():
             with self._lock:  # whoever is just starting it has done so; or is below us, and we are his signal handler
                 pass
-        if thread.ident is not None:
+        if thread.is_alive():
             thread.join(limit)
         return not thread.is_alive()
 
@@ -235,19 +235,29 @@ class PollingLoop:
             return
         with self._lock:
             self._check_open()
-            if self._poller is None:
-                self._poller = make_poller()
-            self._poller.on_change = self._socket_changed
-            self._interests.poller = self._poller
-            if self._thread is None:
-                lifecycle.stop_at_exit(self)
-                thread = threading.Thread(target=self._run, args=(self._poller,), name=self._name, daemon=True)
+            self._make_poller_locked()
+            thread = threading.Thread(target=self._run, args=(self._poller,), name=self._name, daemon=True)
+            lifecycle.stop_at_exit(self)
+            if self._thread is None:  # nor has a signal handler started one since
                 self._thread = thread
-                try:
+            try:
+                if self._thread is thread:
                     thread.start()
-                except BaseException:  # whether it has begun or not, it is not wanted any more: see _run
-                    self._thread = None
-                    raise
+            except BaseException:  # whether it has begun or not, it is not wanted any more: see _run
+                self._thread = None
+                raise
+
+    def _make_poller_locked(self) -> None:
+        # A signal handler may use the loop in the middle of any call, and make one himself.  Between a look and what is
+        # done about it there is no call.
+        made = make_poller() if self._poller is None else None
+        if self._poller is None:
+            self._poller, made = made, None
+        if made is not None:
+            made.close()
+        assert self._poller is not None
+        self._poller.on_change = self._socket_changed
+        self._interests.poller = self._poller
 
     def _join(self, socket: Socket, party: Party) -> None:
         self._start()
@@ -274,8 +284,7 @@ class PollingLoop:
         if socket.closed:  # not even the rest of a batch that is being dealt out
             self._interests.direct.pop(socket, None)
         self._changed_sockets.append(socket)
-        if not self.is_current():
-            self._wake()
+        self._wake()  # the poller thread itself, too: a finalizer may run in it on its way into the wait
 
     # The poller thread.
 
@@ -298,8 +307,6 @@ class PollingLoop:
         pause = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if self._interests.changed:
             self._interests.refresh()
-        if self._changed_sockets:  # by a callback of the last turn
-            pause = 0.0
         batch = poller.wait_for_events(pause)
         self._dispatcher.serve(batch)
         while self._changed_sockets:

@@ -10,6 +10,9 @@ import contextlib
 import logging
 import threading
 
+# Who has set up no logging has not asked for lines on stderr.
+logging.getLogger("pool").addHandler(logging.NullHandler())
+
 
 def failure(logger: logging.Logger, count: int, what: object, where: str, error: BaseException) -> None:
     """*what* has raised *error* for the *count*th time.

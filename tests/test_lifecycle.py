@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
@@ -453,18 +454,19 @@ def test_finalizers_may_close_sockets_in_the_middle_of_anything(loop: PollingLoo
     threshold = gc.get_threshold()
     gc.set_threshold(1)
     futures = []
+    owners: list[weakref.ref[Owner]] = []
     try:
         for _ in range(500):
             one, other = bbipc.local_stream_pair()
             loop.monitor(one, DATA, nothing)
             loop.monitor(one, END, nothing)
             futures += [loop.when(other, DATA, timeout=60), loop.when(one, DATA)]
-            Owner(one)
-            Owner(other)
+            owners += [weakref.ref(Owner(one)), weakref.ref(Owner(other))]
             del one, other
     finally:
         gc.set_threshold(*threshold)
-    gc.collect()
+    while any(owner() for owner in owners):
+        gc.collect()  # which does nothing while another thread collects
     assert not wait(futures, PATIENCE).not_done
     dealt_out(loop)
     assert left(loop) == NOTHING
