@@ -58,6 +58,7 @@ def dead_pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A system without O_PATH: a dead socket pair is the tombstone.  Leaves no number behind."""
     kept = dict(handle_module._tombstone)
     monkeypatch.delattr(os, "O_PATH", raising=False)
+    monkeypatch.setattr("bbipc.sockets.handle._O_PATH", 0)
     handle_module._tombstone.clear()
     yield
     made = dict(handle_module._tombstone)
@@ -204,6 +205,28 @@ def test_an_end_survives_a_lost_tombstone(accident: str) -> None:
             handle.send(b"x")
         del handle
         assert_free(number)
+
+
+@needs_o_path
+def test_a_number_that_was_the_tombstones_and_is_a_strangers_now_buries_nothing() -> None:
+    """A daemon closed ours, and the number was given to a file of somebody's."""
+    stranger, writer = os.pipe()
+    number = handle_module._tombstone["number"]
+    os.dup2(stranger, number)
+    os.write(writer, b"his")
+    with handles() as (handle, peer):
+        end(handle, shut_down=True)
+        assert peer.recv(1) == b""
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.read(handle.fileno(), 3)
+        del handle
+    assert handle_module._tombstone["number"] != number
+    assert os.read(number, 3) == b"his"
+    for each in number, stranger, writer:
+        os.close(each)
+    os.dup2(handle_module._tombstone["number"], number, inheritable=False)  # as it was
+    os.close(handle_module._tombstone["number"])
+    handle_module._tombstone["number"] = number
 
 
 @needs_o_path

@@ -39,6 +39,8 @@ if sys.platform != "win32":
 POLL_TELLS_END: Final = hasattr(select, "POLLRDHUP")
 #: a write to a vanished peer is an error, never a SIGPIPE that kills a program which set SIG_DFL
 NO_SIGNAL: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)
+#: Linux
+_O_PATH: Final[int] = getattr(os, "O_PATH", 0)
 
 
 class Handle(socket.socket):
@@ -113,7 +115,10 @@ def end(handle: Handle, *, shut_down: bool) -> None:
     if sys.platform == "win32" or number < 0:  # below 0: garbage of one cycle, and the handle was finalized first
         return
     try:
-        os.dup2(_tombstone["number"], number, inheritable=False)
+        tombstone = _tombstone["number"]
+        if _O_PATH and not fcntl.fcntl(tombstone, fcntl.F_GETFL) & _O_PATH:
+            raise OSError  # somebody closed it, and somebody else has been given its number: 0.2 us to know
+        os.dup2(tombstone, number, inheritable=False)
     except (OSError, KeyError):  # somebody closed the tombstone (a daemon that closes "all" descriptors)
         _tombstone.clear()
         os.dup2(_prepare_tombstone(), number, inheritable=False)
