@@ -167,8 +167,7 @@ class ConnectionServer:
         """
         checked_timeout(stop_timeout)
         try:
-            self.start()
-            self._stopping.serve_until_end()
+            self._stopping.serve_until_end(self.start)
         except KeyboardInterrupt:
             pass
         return self.stop(stop_timeout)

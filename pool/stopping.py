@@ -118,15 +118,16 @@ class Stopping:
             self._gates.append(gate)
         return gate.acquire(timeout=-1 if limit is None else min(limit, threading.TIMEOUT_MAX))
 
-    def serve_until_end(self) -> None:
-        """Wait for the end, whoever begins it, in the main thread.
+    def serve_until_end(self, start: Callable[[], object]) -> None:
+        """Call *start*, and wait for the end, whoever begins it, in the main thread.
 
         In a poll, not on a lock: on the free-threaded 3.14 a Ctrl-C that comes just before the main thread waits for a
         lock is lost (5 of 240 runs).
         """
-        with make_poller() as gate:
+        with make_poller() as gate:  # first of all: before anybody is served there is nobody to press Ctrl-C
             with self._lock:
                 self._pollers.append(gate)
+            start()
             while not self._done:
                 gate.wait_for_events(None)
 

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import errno
 import gc
+import os
 import socket
 import threading
 import time
@@ -51,7 +52,16 @@ def poller_thread() -> Iterator[PollerThread]:
 def ends(namespace: Namespace, poller_thread: PollerThread) -> Iterator[tuple[FutureStream, socket.socket]]:
     """A FutureStream, and its peer as a plain, blocking socket."""
     with namespace.stream_and_peer() as (stream, peer):
+        if namespace.name != "local":
+            bound_buffers(stream, peer)
         yield FutureStream(stream, poller_thread), peer
+
+
+def bound_buffers(stream: bbipc.StreamSocket, peer: socket.socket) -> None:
+    """TCP's grow to many megabytes, as the kernel sees fit, unless somebody says how large they may be."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+    with socket.socket(fileno=os.dup(stream.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
 
 
 @pytest.fixture
