@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class BorrowedMonitor:
-    """A monitor whose calls are made by an executor; as :class:`pool.Station`.  Any thread.
+    """A monitor whose calls are made by an executor; as :class:`pool.Monitoring`.  Any thread.
 
     ``socket``: the monitored socket.
     """
@@ -122,8 +122,10 @@ class BorrowedMonitor:
             self._monitor.pause()
         try:
             future = self._executor.submit(self._call, socket, events)
-        except BaseException:
-            self._monitor.cancel()  # an executor that takes nothing any more would be asked again and again
+        except BaseException as error:  # an executor that takes nothing any more would be asked again and again
+            with self._lock:
+                self._busy = False
+            self.end(error if isinstance(error, Exception) else RuntimeError(f"{self._executor!r} takes nothing"))
             raise
         future.add_done_callback(self._called)
 
@@ -149,6 +151,12 @@ class BorrowedMonitor:
         except OSError:  # the kernel has no room for it
             with contextlib.suppress(PollerClosedError):
                 self._loop.call_later(RETRY, self._go_on)
+
+    def end(self, error: Exception) -> None:
+        """Not for users: monitor nothing any more, and tell why; whichever thread."""
+        if self._monitor.active:
+            self._monitor.cancel()
+            self._ended(error)
 
     def _ended(self, error: Exception) -> None:
         """On the poller thread: the socket, or that thread, is closed."""

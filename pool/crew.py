@@ -57,7 +57,7 @@ class Duty(Protocol):
         """A worker ends, because the crew does."""
 
     def interrupt(self) -> None:
-        """There is a task, and nobody else to take it.  Never waits."""
+        """Look around: there is a task and nobody else to take it, or the end."""
 
 
 class NoDuty:
@@ -148,15 +148,17 @@ class Crew:
         self.check()
         with self._lock:
             self.check()
-            if urgent or self._limit is None or len(self.tasks) < self._limit:
-                self._put_locked(task)
-                return True
-            if timeout == 0:
-                return False
-            gate = _Gate(task)
-            self._gates.append(gate)
+            room = urgent or self._limit is None or len(self.tasks) < self._limit
+            taken = not room or self._put_locked(task)
+            gate = None if room or timeout == 0 else _Gate(task)
+            if gate is not None:
+                self._gates.append(gate)
+        if not taken:  # asked behind the lock: a duty has a lock of its own, and may need ours with it in hand
+            self.duty.interrupt()
+        if gate is None:
+            return room
         try:
-            gate.lock.acquire(timeout=-1 if timeout is None else timeout)
+            gate.lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         finally:
             with self._lock:
                 waiting = gate in self._gates
@@ -168,6 +170,8 @@ class Crew:
 
     def nudge(self) -> None:
         """One more worker is to look around, if there is one to spare."""
+        if self._generation != fork.generation:
+            return
         with self._lock:
             if not self.ending and not self._rouse_locked():
                 self._spawn_locked()
@@ -177,7 +181,10 @@ class Crew:
         if not self.tasks:
             return None
         with self._lock:
-            return self._take_locked()
+            task, lonely = self._take_locked()
+        if lonely:
+            self.duty.interrupt()
+        return task
 
     def idle(self) -> int:
         """How many workers sleep, and have not been called."""
@@ -187,11 +194,12 @@ class Crew:
         """What is in the queue is still done; then the threads end."""
         with self._lock:
             self.ending = True
-            gates = list(self._gates)
-            self._gates.clear()
-            for gate in gates:
+            while self._gates:  # a Ctrl-C in the middle leaves the rest to a second call
+                gate = self._gates[0]
                 gate.refused = True
-                gate.lock.release()
+                with contextlib.suppress(RuntimeError):
+                    gate.lock.release()
+                self._gates.popleft()
             while self._rouse_locked():
                 pass
         self.duty.interrupt()
@@ -244,11 +252,11 @@ class Crew:
         if self._generation == fork.generation:
             self.join(max(deadline - time.monotonic(), 0.0))
 
-    def _put_locked(self, task: AnyTask) -> None:
-        grown = not self._beds and self._spawn_locked()  # it waits for our lock before it looks for tasks
+    def _put_locked(self, task: AnyTask) -> bool:
+        """Put it into the queue; False: nobody is free to take it, and the duty is to be interrupted."""
+        grown = not self._beds and self._spawn_locked()
         self.tasks.append(task)
-        if not grown and not self._rouse_locked():
-            self.duty.interrupt()
+        return grown or self._rouse_locked()
 
     def _rouse_locked(self) -> bool:
         """Wake a sleeper; False: there is none."""
@@ -280,21 +288,25 @@ class Crew:
         except BaseException as error:
             if thread.ident is None:
                 self.threads.discard(thread)
+                self._all_beds = tuple(other for other in self._all_beds if other is not bed)
             if self.threads and isinstance(error, RuntimeError):
                 return False
             raise
         return True
 
-    def _take_locked(self) -> AnyTask | None:
-        """A task, if one waits; its place in the queue goes to whoever has waited longest for one."""
+    def _take_locked(self) -> tuple[AnyTask | None, bool]:
+        """A task, if one waits; its place in the queue goes to whoever has waited longest for one.
+
+        True beside it: nobody is free to take what came into that place, and the duty is to be interrupted.
+        """
         if not self.tasks:
-            return None
-        task = self.tasks.popleft()
+            return None, False
+        task, taken = self.tasks.popleft(), True
         if self._gates and self._limit is not None and len(self.tasks) < self._limit:
             gate = self._gates.popleft()
-            self._put_locked(gate.task)
+            taken = self._put_locked(gate.task)
             gate.lock.release()
-        return task
+        return task, not taken
 
     # A worker.
 
@@ -302,11 +314,14 @@ class Crew:
         if self._prepare():
             while self._guarded(partial(self._turn, bed)):
                 pass
-        self._guarded(self.duty.dismiss)
+        if self._generation == fork.generation:
+            self._guarded(self.duty.dismiss)
 
     def _turn(self, bed: threading.Lock) -> bool:
         """Do one thing, or sleep until there may be one; False: the thread is to end."""
         task = self.duty.perform()
+        if self._generation != fork.generation:  # a call has forked, and returned in the child: no worker is here
+            return False
         if task is None:
             try:
                 task = self._next(bed)
@@ -330,10 +345,12 @@ class Crew:
 
         :raises _End: there will be none
         """
+        task = self.try_take()
+        if task is not None:
+            return task
         with self._lock:
-            task = self._take_locked()
-            if task is not None:
-                return task
+            if self.tasks:
+                return None
             if self.ending:
                 while self._rouse_locked():
                     pass
@@ -364,6 +381,8 @@ class Crew:
                 broken = BrokenThreadPool("the initializer of a worker has failed")
                 broken.__cause__ = error
                 self._guarded(partial(task.give_up, broken))
+            while (left := self.try_take()) is not None:  # what has to be done all the same
+                self._guarded(left.run)
             return False
         return True
 

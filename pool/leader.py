@@ -23,8 +23,8 @@ Nobody waits behind a slow call.
 A leader who has taken over is told of the socket whose call still runs, if it has something more: he disarms it in
 the kernel then (``stations.py``).
 
-Who guards what: everything here belongs to the lock of the stations; the order is the crew's lock, this one, the
-poller's, a socket's.  Nothing is asked of the crew while it is held.
+Who guards what: everything here belongs to the lock of the stations; the order is this one, the poller's, a socket's.
+Nothing is asked of the crew while it is held, nor the other way round: neither comes first.
 """
 
 from __future__ import annotations
@@ -247,7 +247,9 @@ class Leadership:
                 self._progress += 1
                 station = table.get(socket)
                 if station is None:
+                    stations.drop_locked(socket)
                     continue
+                quick = stations.changes == self._ready_since and not closed
                 if station.busy or station.paused or self._spread:
                     apart, station = self._part_locked(station), None
                 else:
@@ -257,7 +259,7 @@ class Leadership:
                 self._call_apart(apart, socket, events)
                 return False
             if station is not None:
-                if stations.changes == self._ready_since and not closed:
+                if quick:
                     try:
                         station.call(socket, events)
                     except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
@@ -291,14 +293,16 @@ class Leadership:
 
     def _call_apart(self, station: Station, socket: Socket, events: SocketEvent) -> None:
         """Make a call while somebody else leads."""
-        self._crew.nudge()
         started = time.monotonic()
-        self._call(station, socket, events)
-        slow = time.monotonic() - started > SLOW
-        with self._lock:
-            station.busy = False
-            self._stations.release_locked(station)
-            self._spread = SPREAD if slow else max(self._spread - 1, 0)
+        try:
+            self._crew.nudge()
+            self._call(station, socket, events)
+        finally:
+            slow = time.monotonic() - started > SLOW
+            with self._lock:
+                station.busy = False
+                self._stations.release_locked(station)
+                self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
     def _tell_departed(self, me: int) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""

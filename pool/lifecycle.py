@@ -13,6 +13,7 @@ threads do not exist, nobody is told.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,9 @@ from typing import Final, Protocol
 
 #: seconds; with what the interpreter needs for itself, a program ends in under two
 EXIT_PATIENCE: Final = 1.5
+
+
+logger = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
@@ -47,7 +51,10 @@ class _Owners:
         with self.lock:
             owners = list(self.known)
         for owner in owners:
-            owner.stop_soon()
+            try:
+                owner.stop_soon()
+            except Exception:  # the others are to be told all the same
+                logger.exception("%r could not be stopped", owner)
         deadline = time.monotonic() + EXIT_PATIENCE
         for owner in owners:
             owner.wait_until(deadline)

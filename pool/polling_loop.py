@@ -210,7 +210,7 @@ class PollingLoop:
             with self._lock:  # whoever is just starting it has done so; or is below us, and we are his signal handler
                 pass
         if thread.is_alive():
-            thread.join(limit)
+            thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX))
         return not thread.is_alive()
 
     # Whichever thread.
@@ -270,7 +270,7 @@ class PollingLoop:
         with self._lock:
             self._check_open()
             timer, earlier = self._timers.add(delay, action, drop)
-        if earlier and not self.is_current():
+        if earlier:  # on the poller thread, too: a finalizer may run in it on its way into the wait
             self._wake()
         return timer
 

@@ -71,11 +71,11 @@ class Station:
         return not self.gone
 
     def cancel(self) -> None:
-        """End it; idempotent.  No call begins after this has returned; one may still be running."""
+        """End it; idempotent.  A call may be running, or about to."""
         self._table.remove(self)
 
     def pause(self) -> None:
-        """Begin no call until :meth:`resume`; one may still be running.  Idempotent."""
+        """Begin no call until :meth:`resume`; one may be running, or about to.  Idempotent."""
         self._table.change(self, self._events, paused=True)
 
     def resume(self) -> None:
@@ -202,6 +202,8 @@ class Stations:
         """Its call has returned."""
         if station.held:
             self._let_go_locked(station)
+            if station.held:  # whoever waits for events is to wait for a moment only
+                self.wake()
         if station.farewell is not None and station.gone:
             self._departed.append(station)
             self.wake()
@@ -221,7 +223,15 @@ class Stations:
         except OSError:  # the kernel has no room for it: whoever leads tries again
             station.held = True
             self.unarmed.append(station)
-            self.wake()
+
+    def drop_locked(self, socket: Socket) -> None:
+        """*socket* was told of, and is in the table no more: let the poller forget it, if it has not.
+
+        A Ctrl-C between the two would otherwise leave a socket that is told of for ever, to nobody.
+        """
+        if self.poller is not None:
+            with contextlib.suppress(KeyError, PollerClosedError):
+                self.poller.unmonitor_socket(socket)
 
     def some_departed(self) -> bool:
         """Whether the end of a station is to be told, perhaps."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class WorkerPool(Executor):
             initialize=None if initializer is None else lambda: initializer(*initargs),
         )
         self._stations = Stations()
+        self._borrowed: weakref.WeakSet[BorrowedMonitor] = weakref.WeakSet()  # guarded by the lock
         self._leadership = Leadership(self._crew, self._stations)
         self._crew.duty = self._leadership
         self._generation = fork.generation
@@ -224,7 +226,11 @@ class WorkerPool(Executor):
         self._check_open()
         call = cast(Callback, fn)
         if self._executor is not None:
-            return BorrowedMonitor(self.poller_thread, self, self._executor, socket, call, on_close).begin(events)
+            borrowed = BorrowedMonitor(self.poller_thread, self, self._executor, socket, call, on_close)
+            with self._lock:
+                self._crew.check()
+                self._borrowed.add(borrowed)
+            return borrowed.begin(events)
         station = Station(self._stations, self, socket, call, on_close)
         self._stations.add(station, events)
         try:
@@ -251,6 +257,10 @@ class WorkerPool(Executor):
             return
         self._end_stations()
         self._crew.end()
+        with self._lock:
+            borrowed = list(self._borrowed)
+        for monitor in borrowed:
+            monitor.end(RuntimeError("the pool was shut down"))
         if cancel_futures:
             self._crew.cancel_all()
         with self._lock:
@@ -275,7 +285,7 @@ class WorkerPool(Executor):
     def stats(self) -> PoolStats:
         """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
         crew = self._crew
-        threads = sum(thread.is_alive() for thread in tuple(crew.threads))
+        threads = sum(thread.is_alive() for thread in crew.threads.copy())
         return PoolStats(crew.max_workers, threads, min(crew.idle(), threads), len(crew.tasks), len(self._stations))
 
     def _check_open(self) -> None:
@@ -287,8 +297,8 @@ class WorkerPool(Executor):
         """What was waited for has come: let *fn* be called for *future*."""
         try:
             if self._executor is None:
-                self._crew.put(Task(future, lambda: fn(socket, events, *args)), None, urgent=True)
-            elif future.set_running_or_notify_cancel():
+                return self._put_urgently(Task(future, lambda: fn(socket, events, *args)))
+            if future.set_running_or_notify_cancel():
                 chain(self._executor.submit(fn, socket, events, *args), future)
         except BaseException as error:  # noqa: BLE001 # shut down meanwhile, or an executor that takes nothing
             if future.running():
@@ -296,13 +306,22 @@ class WorkerPool(Executor):
             else:
                 fail(future, error)
 
+    def _put_urgently(self, task: Task[T]) -> None:
+        try:
+            self._crew.put(task, None, urgent=True)
+        except RuntimeError as error:  # shut down meanwhile; whoever has cancelled it has settled it
+            task.give_up(error)
+
     def __del__(self) -> None:
         # Nobody can submit anything any more.  No lock: this may run inside any other call of this thread.
         crew: Crew | None = getattr(self, "_crew", None)
-        if crew is None or crew.ending:
+        if crew is None:
             return
-        crew.abandon()
-        self._stations.wake()
+        if not crew.ending:
+            crew.abandon()
+            self._stations.wake()
+        if not crew.threads and self._stations.poller is not None:
+            self._stations.poller.close()
         if self._owns_poller_thread and self._poller_thread is not None:
             self._poller_thread.stop_soon()
 
