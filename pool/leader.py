@@ -23,6 +23,12 @@ Nobody waits behind a slow call.
 A leader who has taken over is told of the socket whose call still runs, if it has something more: he disarms it in
 the kernel then (``stations.py``).
 
+Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
+runs it when the calls of the batch are made.  An errand has several pieces (requests, say) and may be run by several
+workers at once, each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are
+left; where calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves
+itself comes behind the next look at the sockets, so one without end starves nobody.
+
 Who guards what: everything here belongs to the lock of the stations; the order is this one, the poller's, a socket's.
 Nothing is asked of the crew while it is held, nor the other way round: neither comes first.
 """
@@ -43,7 +49,7 @@ from bbipc.sockets.base import Socket
 from pool import reports
 from pool.crew import Crew
 from pool.stations import Station, Stations
-from pool.tasks import AnyTask
+from pool.tasks import AnyTask, Errand
 
 #: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
 WATCH: Final = 0.005
@@ -75,6 +81,9 @@ class Leadership:
         self._ready_since = 0  # the changes of the stations when he was told of what is ready
         self._progress = 0  # how many polls and calls have begun
         self._spread = 0  # so many calls are still to be made apart
+        self._errands: deque[Errand] = deque()
+        self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
+        self._running: Errand | None = None  # the leader's
         self._watcher = 0  # the thread's ident; 0: nobody
         self._called = False  # somebody was asked to watch
         self._seen = -1  # the progress when the watcher looked last, and since when it is that
@@ -128,6 +137,17 @@ class Leadership:
         if call:
             self._crew.nudge()
 
+    def follow_up(self, errand: Errand) -> None:
+        """Have *errand* run; any thread.  By the caller himself, if he leads."""
+        with self._lock:
+            leads = self._leader == threading.get_ident()
+            (self._later if leads and self._running is not None else self._errands).append(errand)
+            polling, nobody = self._polling, not self._leader
+        if polling:
+            self._stations.wake()
+        elif nobody:
+            self._crew.nudge()
+
     def interrupt(self) -> None:
         """There is a task, and nobody but the leader to take it."""
         with self._lock:
@@ -156,16 +176,19 @@ class Leadership:
                 return False
             else:
                 self._spread = max(self._spread, PROBE)
-            self._leader, self._polled = me, False
+                if self._running is not None and self._running.waiting():
+                    self._errands.appendleft(self._running)
+            self._leader, self._polled, self._running = me, False, None
             if self._watcher in (0, me):
                 self._watcher, self._called = 0, False
             return True
 
     def _something_to_do_locked(self) -> bool:
-        return bool(len(self._stations) or self._ready or self._stations.some_departed())
+        stations = self._stations
+        return bool(len(stations) or self._ready or self._errands or self._later or stations.some_departed())
 
     def _lead(self, me: int) -> AnyTask | None:
-        while self._work_off(me):
+        while self._work_off(me) and self._run_errands(me):
             if self._stations.some_departed() and not self._tell_departed(me):
                 return None
             # Behind a poll, and what came of it: tasks that never cease do not starve the sockets.
@@ -203,22 +226,24 @@ class Leadership:
                 return True
             self._stations.try_again_locked()
             pause = RETRY if self._stations.unarmed else None
+            self._errands.extend(self._later)
+            self._later.clear()
             if poller is None or not len(self._stations):
-                self._leader = 0
-                return False
+                self._leader = self._leader if self._errands else 0
+                return bool(self._errands)
             self._polling = True
             self._progress += 1
             self._ready_since = self._stations.changes
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
             # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
-            batch = poller.wait_for_events(0 if self._crew.tasks or self._crew.ending else pause)
+            batch = poller.wait_for_events(0 if self._crew.tasks or self._errands or self._crew.ending else pause)
         finally:
             with self._lock:
                 self._polling, self._polled = False, True
                 self._progress += 1
                 self._ready.extend(batch)
-        if batch:
+        if batch or self._errands:
             self._call_watch()
         return True
 
@@ -268,6 +293,52 @@ class Leadership:
                     self._call(station, socket, events)
         self._judge(count, time.monotonic() - started)
         return mine
+
+    def _run_errands(self, me: int) -> bool:
+        """Run what the calls have left; False: the lead is lost, or was laid down."""
+        if not self._errands:
+            return True
+        count, started = 0, time.monotonic()
+        while True:
+            with self._lock:
+                if self._leader != me:
+                    return False
+                self._running = None
+                if not self._errands:
+                    break
+                errand = self._errands.popleft()
+                self._progress += 1
+                apart = bool(self._spread)
+                if apart:
+                    self._leader = 0
+                    if errand.waiting() > 1:
+                        self._errands.append(errand)
+                else:
+                    self._running = errand
+            if apart:
+                self._run_apart(errand)
+                return False
+            count += self._run(errand)
+        self._judge(count, time.monotonic() - started)
+        return True
+
+    def _run(self, errand: Errand) -> int:
+        try:
+            return errand.run() or 1
+        except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
+            reports.failure(logger, 1, errand, "a worker", error)
+            return 1
+
+    def _run_apart(self, errand: Errand) -> None:
+        """Run an errand while somebody else leads."""
+        started, count = time.monotonic(), 1
+        try:
+            self._crew.nudge()
+            count = self._run(errand)
+        finally:
+            slow = time.monotonic() - started > SLOW * count
+            with self._lock:
+                self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
     def _judge(self, count: int, spent: float) -> None:
         """*count* calls have taken *spent* seconds: probe, if that was slow."""

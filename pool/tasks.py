@@ -1,4 +1,4 @@
-"""Task: a call that a worker is to make, and its future.
+"""Task: a call that a worker is to make, and its future.  Errand: something to do that nobody waits for.
 
 Law of this file: exactly one of three takes a task: the worker that makes the call, whoever cancels its future, whoever
 gives it up.  He settles the future; the others leave it alone.
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pool.futures import fail, run
 
@@ -53,3 +53,15 @@ def _notify_if_cancelled(claim: threading.Lock, future: Future[T]) -> None:
 
 
 AnyTask = Task[Any]
+
+
+class Errand(Protocol):
+    """Something to do on a worker, in pieces.  It may be run by several workers at once."""
+
+    def run(self) -> int:
+        """Do some of it; how many pieces that were.  It may block."""
+        ...
+
+    def waiting(self) -> int:
+        """How many pieces nobody has taken yet.  Takes no lock: it is asked under one."""
+        ...

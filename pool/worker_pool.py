@@ -29,7 +29,7 @@ from pool.leader import Leadership
 from pool.parties import CloseHook
 from pool.poller_thread import PollerThread
 from pool.stations import Station, Stations
-from pool.tasks import Task
+from pool.tasks import Errand, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -240,6 +240,13 @@ class WorkerPool(Executor):
             station.cancel()
             raise
         return station
+
+    def follow_up(self, errand: Errand) -> None:
+        """Not for users: have *errand* run on a worker, next of all where a worker's own call asks; see ``leader.py``.
+
+        What is left when the pool is shut down is not run.
+        """
+        self._leadership.follow_up(errand)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Take nothing new, end all monitors, and let the threads end when the queue is empty.  Idempotent.

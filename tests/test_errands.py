@@ -1,0 +1,212 @@
+"""Errands: what a call leaves behind for the worker that made it, or for whoever takes the lead from him."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pool import WorkerPool
+from pool.leader import SPREAD, WATCH
+from pool.tasks import Task
+from tests.support.leading import READ, Stage, staged
+from tests.support.loops import pair
+from tests.support.makers import PATIENCE, Worker, wait_until_asleep
+
+
+class Pieces:
+    """An errand whose pieces are calls."""
+
+    def __init__(self, *pieces: Callable[[], object]) -> None:
+        self.pieces = deque(pieces)
+        self.runs: list[int] = []
+
+    def run(self) -> int:
+        """All that nobody else takes."""
+        self.runs.append(threading.get_ident())
+        count = 0
+        while self.pieces:
+            self.pieces.popleft()()
+            count += 1
+        return count
+
+    def waiting(self) -> int:
+        return len(self.pieces)
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with staged() as made:
+        yield made
+
+
+def test_an_errand_runs_behind_the_calls_of_its_batch(stage: Stage) -> None:
+    order: list[str] = []
+    errand = Pieces(lambda: order.append(f"errand, armed {stage.armed('a') == READ}"))
+
+    def call() -> None:
+        order.append("call")
+        if len(order) == 1:
+            stage.lead.follow_up(errand)
+
+    for name in "ab":
+        stage.add(name)
+        stage.during[name] = call
+    stage.ready("a", "b")
+    assert isinstance(stage.round(), Task)
+    assert order == ["call", "call", "errand, armed True"]
+    assert set(errand.runs) == {threading.get_ident()}
+
+
+def test_an_errand_wakes_a_leader_who_waits(stage: Stage) -> None:
+    stage.add("a")
+    waiting = Worker(stage.lead.perform)
+    wait_until_asleep(waiting)
+    ran = threading.Event()
+    stage.lead.follow_up(Pieces(ran.set))
+    assert ran.wait(PATIENCE)
+    stage.queue_task()
+    stage.lead.interrupt()
+    waiting.outcome()
+
+
+def test_an_errand_calls_for_somebody_where_nobody_leads(stage: Stage) -> None:
+    errand = Pieces(int)
+    assert not stage.lead.wanted()
+    stage.lead.follow_up(errand)
+    assert stage.crew.nudges == 1
+    assert stage.lead.wanted()
+    assert stage.lead.perform() is None  # and there is no socket to wait for
+    assert len(errand.runs) == 1
+    assert not stage.lead.wanted()
+
+
+def test_what_an_errand_leaves_comes_behind_a_look_at_the_sockets(stage: Stage) -> None:
+    """One that never ends starves neither sockets nor tasks."""
+    stage.add("a")
+    order: list[str] = []
+    stage.during["a"] = lambda: order.append("call")
+
+    class Endless(Pieces):
+        def run(self) -> int:
+            order.append("errand")
+            stage.lead.follow_up(self)
+            return 1
+
+    stage.lead.follow_up(Endless())
+    for _ in range(3):
+        stage.ready("a")
+        assert isinstance(stage.round(), Task)
+    assert order[:2] == ["errand", "call"]
+    assert order.count("call") == 3
+    assert order.count("errand") >= 3
+
+
+def test_what_is_left_of_a_blocked_errand_is_done_by_who_takes_over(stage: Stage) -> None:
+    stage.add("a")
+    done: list[str] = []
+
+    def block() -> None:
+        assert stage.bert(stage.lead.begin_watch) == WATCH
+        stage.clock.now += WATCH
+        while errand.pieces:
+            stage.bert(stage.round)
+        stage.ready("a")
+        stage.lead._spread = 0
+        stage.bert(stage.round)  # the socket is free
+        done.append("blocked")
+
+    errand = Pieces(block, lambda: done.append("second"), lambda: done.append("third"))
+    stage.during["a"] = lambda: done.append("call")
+    stage.lead.follow_up(errand)
+    assert stage.round() is None  # the lead is lost
+    assert done == ["second", "third", "call", "blocked"]
+    assert len(set(errand.runs)) == 2
+
+
+def test_a_blocked_errand_with_nothing_left_is_not_run_again(stage: Stage) -> None:
+    stage.add("a")
+
+    def block() -> None:
+        assert stage.bert(stage.lead.begin_watch) == WATCH
+        stage.clock.now += WATCH
+        assert isinstance(stage.bert(stage.round), Task)
+
+    errand = Pieces(block)
+    stage.lead.follow_up(errand)
+    stage.round()
+    assert len(errand.runs) == 1
+
+
+def test_slow_errands_are_shared(stage: Stage) -> None:
+    """Each worker that begins one leaves it for the next, as long as there is more than he takes."""
+    stage.add("a")
+    stage.lead._spread = SPREAD
+    done: list[str] = []
+    nudges: list[int] = []
+
+    def slow(name: str, other: Callable[[Callable[[], object]], object] | None) -> Callable[[], None]:
+        def piece() -> None:
+            nudges.append(stage.crew.nudges)
+            if other is not None:
+                other(stage.lead.perform)
+            stage.clock.now += 1
+            done.append(name)
+
+        return piece
+
+    errand = Pieces(slow("first", stage.bert), slow("second", stage.carl), slow("third", None))
+    stage.lead.follow_up(errand)
+    before = stage.crew.nudges
+    assert stage.lead.perform() is None
+    assert done == ["third", "second", "first"]
+    assert len(set(errand.runs)) == 3
+    assert nudges == [before + 1, before + 2, before + 3]
+    assert stage.lead._spread == SPREAD
+
+
+def test_quick_pieces_do_not_count_as_one_slow_errand(stage: Stage) -> None:
+    stage.add("a")
+
+    def quick() -> None:
+        stage.clock.now += 0.0001
+
+    stage.lead.follow_up(Pieces(*[quick] * 16))
+    stage.round()
+    assert not stage.lead._spread
+    stage.lead.follow_up(Pieces(lambda: stage.lead.__setattr__("_spread", 1)))
+    stage.round()
+    stage.lead.follow_up(Pieces(*[quick] * 16))
+    stage.round()
+    assert not stage.lead._spread
+
+
+def test_what_an_errand_raises_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.add("a")
+    stage.lead.follow_up(Pieces(lambda: int("x")))
+    assert isinstance(stage.round(), Task)
+    assert [type((record.exc_info or (None, None))[1]) for record in caplog.records] == [ValueError]
+
+
+def test_pieces_that_block_run_side_by_side_in_a_pool() -> None:
+    """Four pieces of one errand wait for each other; it was left by a call, whose socket is served meanwhile."""
+    barrier = threading.Barrier(4)
+    errand = Pieces(*[lambda: barrier.wait(PATIENCE)] * 3)
+    told = threading.Event()
+
+    def call(stream: object, _events: object) -> None:
+        if ours.read() == b"go":
+            workers.follow_up(errand)
+        else:
+            told.set()
+
+    with WorkerPool(5) as workers, pair() as (ours, peer):
+        workers.monitor(ours, READ, call)
+        peer.write(b"go")
+        barrier.wait(PATIENCE)
+        errand.pieces.append(lambda: told.wait(PATIENCE))
+        workers.follow_up(errand)
+        peer.write(b"more")
+        assert told.wait(PATIENCE)
