@@ -24,7 +24,7 @@ A leader who has taken over is told of the socket whose call still runs, if it h
 the kernel then (``stations.py``).
 
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
-runs it when the calls of the batch are made.  An errand has several pieces (requests, say) and may be run by several
+runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several
 workers at once, each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are
 left; where calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves
 itself comes behind the next look at the sockets, so one without end starves nobody.
@@ -48,13 +48,10 @@ from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
 from pool import reports
 from pool.crew import Crew
+from pool.lookout import Lookout
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
 
-#: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
-WATCH: Final = 0.005
-#: after so many looks without anything new the watcher sleeps
-LOOKS: Final = 20
 #: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over.  Without a GIL calls
 #: that only compute run side by side as well, so there it pays earlier
 SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
@@ -83,13 +80,9 @@ class Leadership:
         self._spread = 0  # so many calls are still to be made apart
         self._errands: deque[Errand] = deque()
         self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
-        self._running: Errand | None = None  # the leader's
-        self._watcher = 0  # the thread's ident; 0: nobody
-        self._called = False  # somebody was asked to watch
-        self._seen = -1  # the progress when the watcher looked last, and since when it is that
-        self._seen_since = 0.0
-        self._looks = 0
-        self._late = False  # the last look came late
+        self._running: Errand | None = None  # by the leader
+        self._calling: Station | None = None  # whose call the leader makes
+        self._lookout = Lookout()
 
     # What the crew asks; see crew.Duty.
 
@@ -114,31 +107,25 @@ class Leadership:
         """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
         me = threading.get_ident()
         with self._lock:
-            if not self._leader and self._watcher == me:
-                self._watcher, self._called = 0, False
-            if not self._leader or self._watcher not in (0, me):
-                return None
-            if self._progress != self._seen:
-                self._seen, self._seen_since, self._looks, self._late = self._progress, time.monotonic(), 0, False
-            self._looks += 1
-            if self._looks > LOOKS and self._polling:
-                self._watcher, self._called = 0, False
-                return None
-            self._watcher = me
-            return WATCH
+            return self._lookout.look_locked(me, self._progress, leads=bool(self._leader), polling=self._polling)
 
     def leave(self) -> None:
         """About to run a task: somebody else has to watch."""
-        if self._watcher != threading.get_ident():
+        lookout = self._lookout
+        if lookout.watcher != threading.get_ident():
             return
         with self._lock:
-            self._watcher = 0
-            self._called = call = bool(self._leader) and not self._polling
+            lookout.watcher = 0
+            lookout.called = call = bool(self._leader) and not self._polling
         if call:
             self._crew.nudge()
 
     def follow_up(self, errand: Errand) -> None:
         """Have *errand* run; any thread.  By the caller himself, if he leads."""
+        station = self._calling  # before the look at who leads: so it is the caller's own, if he leads
+        if station is not None and self._leader == threading.get_ident() and station.errand is None:
+            station.errand = errand
+            return
         with self._lock:
             leads = self._leader == threading.get_ident()
             (self._later if leads and self._running is not None else self._errands).append(errand)
@@ -168,19 +155,20 @@ class Leadership:
 
     def _begin(self, me: int) -> bool:
         """Take the lead, if nobody has it, or its holder is blocked."""
+        lookout = self._lookout
         with self._lock:
             if self._leader == 0:
                 if self._crew.ending or not self._something_to_do_locked():
                     return False
-            elif self._watcher != me or not self._blocked_locked():
+            elif lookout.watcher != me or not self._blocked_locked():
                 return False
             else:
                 self._spread = max(self._spread, PROBE)
                 if self._running is not None and self._running.waiting():
                     self._errands.appendleft(self._running)
-            self._leader, self._polled, self._running = me, False, None
-            if self._watcher in (0, me):
-                self._watcher, self._called = 0, False
+            self._leader, self._polled, self._running, self._calling = me, False, None, None
+            if lookout.watcher in (0, me):
+                lookout.rest_locked()
             return True
 
     def _something_to_do_locked(self) -> bool:
@@ -199,13 +187,7 @@ class Leadership:
 
     def _blocked_locked(self) -> bool:
         """Whether the leader still makes the call that he made when the watcher looked last."""
-        if self._polling or self._progress != self._seen:
-            return False
-        since = time.monotonic() - self._seen_since
-        if since > 3 * WATCH and not self._late:  # the processor was elsewhere, and perhaps with him, too: look again
-            self._late, self._seen_since = True, time.monotonic()
-            return False
-        return since >= WATCH / 2
+        return not self._polling and self._lookout.stands_still_locked(self._progress)
 
     def _lay_down(self, me: int) -> None:
         """Give up the lead; somebody else takes it, if anybody is free."""
@@ -224,10 +206,13 @@ class Leadership:
                 return False
             if self._stations.some_departed():
                 return True
-            self._stations.try_again_locked()
-            pause = RETRY if self._stations.unarmed else None
-            self._errands.extend(self._later)
-            self._later.clear()
+            pause = None
+            if self._stations.unarmed:
+                self._stations.try_again_locked()
+                pause = RETRY if self._stations.unarmed else None
+            if self._later:
+                self._errands.extend(self._later)
+                self._later.clear()
             if poller is None or not len(self._stations):
                 self._leader = self._leader if self._errands else 0
                 return bool(self._errands)
@@ -249,41 +234,51 @@ class Leadership:
 
     def _call_watch(self) -> None:
         """User code is about to be called: somebody is to watch."""
-        if not (self._called or self._watcher):
-            self._called = True
+        if not (self._lookout.called or self._lookout.watcher):
+            self._lookout.called = True
             self._crew.nudge()
 
-    def _work_off(self, me: int) -> bool:
-        """Make the calls of all that is ready; False: the lead is lost, or was laid down."""
+    def _work_off(self, me: int) -> bool:  # noqa: PLR0912 # every frame more is paid by every call
+        """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
         lock, ready, stations = self._lock, self._ready, self._stations
         table, closed = stations.table, stations.closed_sockets
         station: Station | None = None
+        errand: Errand | None = None
         count, started = len(ready), time.monotonic()
         while True:
             with lock:
                 if station is not None:
                     station.busy = False
+                    errand, station.errand = station.errand, None
                     if station.held or station.farewell is not None:
                         stations.release_locked(station)
+                    station = None
                 mine = self._leader == me
-                if not mine or not ready:
+                if not mine:
                     break
-                socket, events = ready.popleft()
+                self._calling, self._running = None, errand
                 self._progress += 1
-                station = table.get(socket)
-                if station is None:
-                    stations.drop_locked(socket)
-                    continue
-                quick = stations.changes == self._ready_since and not closed
-                if station.busy or station.paused or self._spread:
-                    apart, station = self._part_locked(station), None
-                else:
-                    apart = None
-                    station.busy = True
-            if apart is not None:
+                if errand is None:
+                    if not ready:
+                        break
+                    socket, events = ready.popleft()
+                    station = table.get(socket)
+                    if station is None:
+                        stations.drop_locked(socket)
+                        continue
+                    quick = stations.changes == self._ready_since and not closed
+                    if station.busy or station.paused or self._spread:
+                        apart, station = self._part_locked(station), None
+                    else:
+                        apart = None
+                        station.busy, self._calling = True, station
+            if errand is not None:
+                count += self._run(errand)
+                errand = None
+            elif apart is not None:
                 self._call_apart(apart, socket, events)
                 return False
-            if station is not None:
+            elif station is not None:
                 if quick:
                     try:
                         station.call(socket, events)
@@ -291,6 +286,8 @@ class Leadership:
                         self._report(station, error)
                 else:
                     self._call(station, socket, events)
+        if errand is not None:
+            self.follow_up(errand)
         self._judge(count, time.monotonic() - started)
         return mine
 

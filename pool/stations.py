@@ -24,6 +24,7 @@ from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool.interests import Callback
 from pool.parties import CloseHook
+from pool.tasks import Errand
 
 _NOTHING: Final = EVENTS[0]
 
@@ -43,6 +44,7 @@ class Station:
         "gone",
         "farewell",
         "paused",
+        "errand",
         "failures",
         "_events",
         "_table",
@@ -62,6 +64,7 @@ class Station:
         self.failures = 0
         self._events = _NOTHING
         self.paused = False
+        self.errand: Errand | None = None  # what its call has left; the leader's
         self._table = table
         self._owner = owner  # a pool that nobody holds any more ends; so it is held while it has a station
 

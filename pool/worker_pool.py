@@ -127,6 +127,9 @@ class WorkerPool(Executor):
         self._borrowed: weakref.WeakSet[BorrowedMonitor] = weakref.WeakSet()  # guarded by the lock
         self._leadership = Leadership(self._crew, self._stations)
         self._crew.duty = self._leadership
+        #: Not for users: have an errand run on a worker, next of all where a worker's own call asks; see leader.py.
+        #: What is left when the pool is shut down is not run.
+        self.follow_up: Final[Callable[[Errand], None]] = self._leadership.follow_up
         self._generation = fork.generation
         # By these names CPython's own tests of executors look at one.
         self._max_workers = max_workers
@@ -240,13 +243,6 @@ class WorkerPool(Executor):
             station.cancel()
             raise
         return station
-
-    def follow_up(self, errand: Errand) -> None:
-        """Not for users: have *errand* run on a worker, next of all where a worker's own call asks; see ``leader.py``.
-
-        What is left when the pool is shut down is not run.
-        """
-        self._leadership.follow_up(errand)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
         """Take nothing new, end all monitors, and let the threads end when the queue is empty.  Idempotent.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pool import WorkerPool
-from pool.leader import SPREAD, WATCH
+from pool.leader import SPREAD
+from pool.lookout import WATCH
 from pool.tasks import Task
 from tests.support.leading import READ, Stage, staged
 from tests.support.loops import pair
@@ -42,7 +43,7 @@ def stage() -> Iterator[Stage]:
         yield made
 
 
-def test_an_errand_runs_behind_the_calls_of_its_batch(stage: Stage) -> None:
+def test_an_errand_runs_behind_the_call_that_has_left_it(stage: Stage) -> None:
     order: list[str] = []
     errand = Pieces(lambda: order.append(f"errand, armed {stage.armed('a') == READ}"))
 
@@ -56,8 +57,45 @@ def test_an_errand_runs_behind_the_calls_of_its_batch(stage: Stage) -> None:
         stage.during[name] = call
     stage.ready("a", "b")
     assert isinstance(stage.round(), Task)
-    assert order == ["call", "call", "errand, armed True"]
+    assert order == ["call", "errand, armed True", "call"]
     assert set(errand.runs) == {threading.get_ident()}
+
+
+def test_an_errand_left_by_a_call_whose_lead_was_lost_is_run_by_who_has_it(stage: Stage) -> None:
+    stage.add("a")
+    stage.add("b")
+    errand = Pieces(int)
+    stage.ready("a")
+
+    def block() -> None:
+        stage.lead.follow_up(errand)
+        assert stage.bert(stage.lead.begin_watch) == WATCH
+        stage.clock.now += WATCH
+        assert isinstance(stage.bert(stage.round), Task)
+        assert not errand.runs
+
+    stage.during["a"] = block
+    assert stage.round() is None
+    assert not errand.runs
+    assert stage.lead.wanted()
+    stage.bert(stage.round)
+    assert len(errand.runs) == 1
+    assert errand.runs[0] != threading.get_ident()
+
+
+def test_an_errand_of_a_call_made_apart_is_run_apart(stage: Stage) -> None:
+    stage.add("a")
+    stage.lead._spread = SPREAD
+    errand = Pieces(int)
+    stage.during["a"] = lambda: stage.lead.follow_up(errand)
+    stage.ready("a")
+    nudges = []
+    stage.crew.nudge = lambda: nudges.append(len(errand.runs))  # type: ignore[method-assign]
+    assert stage.round() is None
+    assert nudges[0] == 0
+    while not errand.runs:
+        stage.round()
+    assert stage.lead._spread == SPREAD - 2
 
 
 def test_an_errand_wakes_a_leader_who_waits(stage: Stage) -> None:

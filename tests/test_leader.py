@@ -19,7 +19,8 @@ import pytest
 import bbipc
 from bbipc import SocketEvent
 from pool.crew import Crew
-from pool.leader import LOOKS, PROBE, SPREAD, WATCH
+from pool.leader import PROBE, SPREAD
+from pool.lookout import LOOKS, WATCH
 from pool.stations import Station
 from pool.tasks import AnyTask, Task
 from tests.support.leading import READ, ScriptedCrew, Stage, staged

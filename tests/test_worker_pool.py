@@ -536,7 +536,7 @@ def test_a_blocked_leader_is_a_worker_like_any_other_when_it_returns() -> None:
             held.go_on.set()
             assert blocked.called.acquire(timeout=PATIENCE)
             if number % 3 == 0:
-                until(lambda: pool._leadership._watcher == 0)
+                until(lambda: pool._leadership._lookout.watcher == 0)
         assert blocked.read == b"x" * 10
         assert [line.calls for line in others] == [10] * 3
 
@@ -785,7 +785,7 @@ def test_a_close_hook_that_blocks_holds_up_nobody(pool: WorkerPool) -> None:
         held = Held()
         first.closed = threading.Event()
         first.monitor.on_close = lambda error: held()  # type: ignore[attr-defined]
-        until(lambda: pool._leadership._watcher == 0 and pool._leadership._polling)
+        until(lambda: pool._leadership._lookout.watcher == 0 and pool._leadership._polling)
         first.ours.close()
         second.ours.close()
         assert held.begun.wait(PATIENCE)

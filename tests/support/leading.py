@@ -126,7 +126,7 @@ class Stage:
 @contextlib.contextmanager
 def staged() -> Iterator[Stage]:
     clock = Clock()
-    with mock.patch("pool.leader.time", clock):
+    with mock.patch("pool.leader.time", clock), mock.patch("pool.lookout.time", clock):
         made = Stage(clock)
         yield made
         made.close()
