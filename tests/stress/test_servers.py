@@ -58,7 +58,7 @@ def test_a_server_survives_without_descriptors() -> None:
     assert figures.late < 1, figures
     assert figures.cpu < 0.05, figures
     assert figures.connects > 100, figures
-    assert figures.served_again < 0.2 + 5 * figures.lag, figures
+    assert figures.served_again < (0.2 if figures.lag < 0.005 else 1), figures  # 1: other work has the processors
     assert figures.stolen > 0, figures
     assert figures.unanswered_among_thieves == 0, figures
     # Thieves leave it to chance when a number is free: on a loaded machine one round in twenty takes more than 1 s.
