@@ -11,11 +11,20 @@
       IncompleteReadError                           the peer ended before all that was asked for had come; .partial
     ValueError
       SeparatorNotFoundError                        the peer sends longer lines than you allow; .max_bytes
+      MessageError                                  what the peer sent is no message for you; nothing behind it is read
+        InvalidMessageError                         a header or a text that no sender of ours writes
+        ChecksumError                               the bytes are not those that were sent
+        MessageTooLargeError                        longer than you allow; .size, .limit, .tag
+        TruncatedMessageError                       the stream ended inside a message; .have, .need
     TimeoutError
       WriteTimeoutError                             the peer did not take it in the time you gave; .sent, .unsent
     RuntimeError
       PollerClosedError                             you closed the poller, or it was made before a fork
       QueueFullError                                your pool has more to do than you allow; .limit
+      ResponseError
+        ResponseDisabledError                       you respond to a request that wants no response
+        ResponseAlreadySentError                    you respond a second time
+        RemoteHandlerError                          the peer's handler failed, and this is what it said
 
 Law of this file: it knows nothing of the rest of the package.  An error is raised with facts and builds its
 own text; a system error is translated only in ``sockets/`` and ``polling/``, ``from`` the original, errno kept.
@@ -159,3 +168,69 @@ class QueueFullError(RuntimeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.limit,), self.__dict__
+
+
+class MessageError(ValueError):
+    """What came from the peer is no message for this receiver.  The stream cannot be read any further."""
+
+
+class InvalidMessageError(MessageError):
+    """A header that no sender writes, or a STRING that is not UTF-8."""
+
+
+class ChecksumError(MessageError):
+    """The checksum does not match: the bytes are not those that were sent.  Their content is shown to nobody."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"checksum mismatch in a message of {size} bytes")
+        self.size = size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.size,), self.__dict__
+
+
+class MessageTooLargeError(MessageError):
+    """A payload of ``size`` bytes, where at most ``limit`` are allowed.  Told from the header, before any was taken.
+
+    ``tag``: the correlation tag that the header named, ``None`` if it named none.  It is not covered by a checksum yet.
+    """
+
+    def __init__(self, size: int, limit: int, *, tag: int | None = None) -> None:
+        super().__init__(f"a message of {size} bytes, where at most {limit} are allowed")
+        self.size = size
+        self.limit = limit
+        self.tag = tag
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.size, self.limit), self.__dict__
+
+
+class TruncatedMessageError(MessageError):
+    """The stream ended inside a message: ``have`` bytes of it had come, ``need`` are known to belong to it.
+
+    ``need`` counts the header too; while the header itself is not complete it is the header's size.
+    """
+
+    def __init__(self, have: int, need: int) -> None:
+        super().__init__(f"the stream ended after {have} of {need} bytes of a message")
+        self.have = have
+        self.need = need
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.have, self.need), self.__dict__
+
+
+class ResponseError(RuntimeError):
+    """Something is wrong with the response to a request."""
+
+
+class ResponseDisabledError(ResponseError):
+    """The request said that it wants no response, or it is a copy that travelled away from its connection."""
+
+
+class ResponseAlreadySentError(ResponseError):
+    """The request was responded to before."""
+
+
+class RemoteHandlerError(ResponseError):
+    """The handler at the other side failed.  The text is what that side says of it: type and message, no traceback."""

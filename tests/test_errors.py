@@ -13,17 +13,26 @@ import pytest
 
 import bbipc
 from bbipc import (
+    ChecksumError,
     ConnectionFailedError,
     IncompleteReadError,
+    InvalidMessageError,
+    MessageError,
+    MessageTooLargeError,
     NoConnectionAvailableError,
     NoLocalServerError,
     PollerClosedError,
     QueueFullError,
     RemoteDisconnectedError,
+    RemoteHandlerError,
+    ResponseAlreadySentError,
+    ResponseDisabledError,
+    ResponseError,
     SeparatorNotFoundError,
     SocketClosedError,
     SocketError,
     SocketEvent,
+    TruncatedMessageError,
     WriteTimeoutError,
     errors,
 )
@@ -42,6 +51,15 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     WriteTimeoutError: (TimeoutError,),
     PollerClosedError: (RuntimeError,),
     QueueFullError: (RuntimeError,),
+    MessageError: (ValueError,),
+    InvalidMessageError: (MessageError,),
+    ChecksumError: (MessageError,),
+    MessageTooLargeError: (MessageError,),
+    TruncatedMessageError: (MessageError,),
+    ResponseError: (RuntimeError,),
+    ResponseDisabledError: (ResponseError,),
+    ResponseAlreadySentError: (ResponseError,),
+    RemoteHandlerError: (ResponseError,),
 }
 
 SOCKET_ERRORS = [
@@ -82,6 +100,8 @@ def test_the_tree_of_the_module_holds_no_other_exceptions() -> None:
         (SeparatorNotFoundError(b"\n", 9), ValueError),
         (WriteTimeoutError("late"), TimeoutError),
         (PollerClosedError("closed"), RuntimeError),
+        (ChecksumError(5), ValueError),
+        (RemoteHandlerError("KeyError: 'x'"), RuntimeError),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )
@@ -193,6 +213,18 @@ def test_the_errors_of_a_stream_tell_their_facts() -> None:
     assert (late.sent, late.unsent, str(late), late.errno) == (3, 4, "late", None)
 
 
+def test_the_errors_of_messages_tell_their_facts() -> None:
+    large = MessageTooLargeError(10, 9)
+    assert (large.size, large.limit, large.tag) == (10, 9, None)
+    assert str(large) == "a message of 10 bytes, where at most 9 are allowed"
+    assert MessageTooLargeError(10, 9, tag=7).tag == 7
+    cut = TruncatedMessageError(3, 32)
+    assert (cut.have, cut.need) == (3, 32)
+    assert str(cut) == "the stream ended after 3 of 32 bytes of a message"
+    assert ChecksumError(12).size == 12
+    assert str(ChecksumError(12)) == "checksum mismatch in a message of 12 bytes"
+
+
 def test_what_became_of_a_write_is_unknown_where_there_was_none() -> None:
     errors_of_writes: list[SocketError | PollerClosedError] = [*SOCKET_ERRORS, PollerClosedError("closed")]
     for error in errors_of_writes:
@@ -207,6 +239,14 @@ def test_what_became_of_a_write_is_unknown_where_there_was_none() -> None:
         IncompleteReadError(b"abc"),
         SeparatorNotFoundError(b"\n", 9),
         WriteTimeoutError("late", sent=3, unsent=4),
+        InvalidMessageError("no message begins here"),
+        ChecksumError(12),
+        MessageTooLargeError(10, 9),
+        MessageTooLargeError(10, 9, tag=7),
+        TruncatedMessageError(3, 32),
+        ResponseDisabledError("no response is wanted"),
+        ResponseAlreadySentError("responded to before"),
+        RemoteHandlerError("ValueError: no"),
     ],
     ids=lambda error: type(error).__name__,
 )
