@@ -5,16 +5,25 @@ Start with ``docs/primitives.md``; the line that decides what is readable stands
 """
 
 from bbipc.errors import (
+    ChecksumError,
     ConnectionFailedError,
     IncompleteReadError,
+    InvalidMessageError,
+    MessageError,
+    MessageTooLargeError,
     NoConnectionAvailableError,
     NoLocalServerError,
     PollerClosedError,
     QueueFullError,
     RemoteDisconnectedError,
+    RemoteHandlerError,
+    ResponseAlreadySentError,
+    ResponseDisabledError,
+    ResponseError,
     SeparatorNotFoundError,
     SocketClosedError,
     SocketError,
+    TruncatedMessageError,
     WriteTimeoutError,
 )
 from bbipc.events import SocketEvent
@@ -31,6 +40,7 @@ from bbipc.sockets.addresses import (
 )
 from bbipc.sockets.adopt import adopt_descriptor
 from bbipc.sockets.base import Socket
+from bbipc.sockets.endpoint import Address, parse_address
 from bbipc.sockets.local import (
     LocalServer,
     LocalStream,
@@ -57,14 +67,19 @@ __all__ = [
     "IPV4_LOOPBACK",
     "IPV6_ANY",
     "IPV6_LOOPBACK",
+    "Address",
+    "ChecksumError",
     "ConnectionFailedError",
     "IPv4TCPServer",
     "IPv4TCPStream",
     "IPv6TCPServer",
     "IPv6TCPStream",
     "IncompleteReadError",
+    "InvalidMessageError",
     "LocalServer",
     "LocalStream",
+    "MessageError",
+    "MessageTooLargeError",
     "NoConnectionAvailableError",
     "NoLocalServerError",
     "PeerCredentials",
@@ -72,6 +87,10 @@ __all__ = [
     "PollerClosedError",
     "QueueFullError",
     "RemoteDisconnectedError",
+    "RemoteHandlerError",
+    "ResponseAlreadySentError",
+    "ResponseDisabledError",
+    "ResponseError",
     "SeparatorNotFoundError",
     "Socket",
     "SocketClosedError",
@@ -79,6 +98,7 @@ __all__ = [
     "SocketEvent",
     "StreamServer",
     "StreamSocket",
+    "TruncatedMessageError",
     "WriteTimeoutError",
     "adopt_descriptor",
     "available_backends",
@@ -90,6 +110,7 @@ __all__ = [
     "make_ipv6_tcp_server",
     "make_local_server",
     "make_poller",
+    "parse_address",
     "poll_socket",
     "poll_sockets",
     "resolve_ipv4_address",

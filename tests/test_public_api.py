@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import bbipc
-from bbipc import SocketClosedError, SocketEvent
+from bbipc import SocketClosedError, SocketEvent, messages
 from tests.support.makers import PATIENCE, Namespace, accept, make_namespace
 
 #: DESIGN.md, sections 3 and 4
@@ -28,14 +28,19 @@ NAMES = [
     "IPV4_LOOPBACK",
     "IPV6_ANY",
     "IPV6_LOOPBACK",
+    "Address",
+    "ChecksumError",
     "ConnectionFailedError",
     "IPv4TCPServer",
     "IPv4TCPStream",
     "IPv6TCPServer",
     "IPv6TCPStream",
     "IncompleteReadError",
+    "InvalidMessageError",
     "LocalServer",
     "LocalStream",
+    "MessageError",
+    "MessageTooLargeError",
     "NoConnectionAvailableError",
     "NoLocalServerError",
     "PeerCredentials",
@@ -43,6 +48,10 @@ NAMES = [
     "PollerClosedError",
     "QueueFullError",
     "RemoteDisconnectedError",
+    "RemoteHandlerError",
+    "ResponseAlreadySentError",
+    "ResponseDisabledError",
+    "ResponseError",
     "SeparatorNotFoundError",
     "Socket",
     "SocketClosedError",
@@ -50,6 +59,7 @@ NAMES = [
     "SocketEvent",
     "StreamServer",
     "StreamSocket",
+    "TruncatedMessageError",
     "WriteTimeoutError",
     "adopt_descriptor",
     "available_backends",
@@ -61,6 +71,7 @@ NAMES = [
     "make_ipv6_tcp_server",
     "make_local_server",
     "make_poller",
+    "parse_address",
     "poll_socket",
     "poll_sockets",
     "resolve_ipv4_address",
@@ -109,6 +120,9 @@ SIGNATURES = {
     "make_poller": "(backend=None)",
     "adopt_descriptor": "(descriptor)",
     "available_backends": "()",
+    "parse_address": "(address)",
+    "Address.connect": "(self)",
+    "Address.listen": "(self, **options)",
     "StreamSocket.read_into": "(self, buffer, start=0, end=None, *, peek=False)",
     "StreamSocket.read": "(self, max_bytes=65536, *, peek=False)",
     "StreamSocket.write": "(self, buffer, start=0, end=None)",
@@ -254,6 +268,82 @@ def test_every_socket_method_says_what_happens_after_a_close() -> None:
         kind, _, method = name.rpartition(".")
         if kind and issubclass(getattr(bbipc, kind, bbipc.Poller), bbipc.Socket) and method not in {"close", "closed"}:
             assert ":raises SocketClosedError:" in (function.__doc__ or ""), name
+
+
+# The package inside the package.
+
+MESSAGE_NAMES = [
+    "MAX_MESSAGE_SIZE",
+    "Decoder",
+    "Message",
+    "MessageFlag",
+    "MessageStream",
+    "MessageType",
+    "encode",
+    "encode_header",
+]
+MESSAGE_SIGNATURES = {
+    "encode": "(message)",
+    "encode_header": "(message)",
+    "Message": "(type, payload, flags=0, tag=0)",
+    "Message.string": "(text, flags=0, tag=0)",
+    "Message.binary": "(buffer, flags=0, tag=0)",
+    "Message.close": "(flags=0, tag=0)",
+    "Message.of": "(value, type=None, flags=0, tag=0)",
+    "Decoder": "(*, max_message_size=5242879, accept_unsigned=False)",
+    "Decoder.feed": "(self, buffer)",
+    "Decoder.check": "(self)",
+    "Decoder.finish": "(self)",
+    "MessageStream": "(stream, *, max_message_size=5242879, accept_unsigned=False)",
+    "MessageStream.send": "(self, message)",
+    "MessageStream.flush": "(self)",
+    "MessageStream.receive": "(self)",
+}
+
+
+def message_callables() -> dict[str, Callable[..., Any]]:
+    """The same of ``bbipc.messages``, with its classes themselves."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name in MESSAGE_NAMES:
+        thing = getattr(messages, name)
+        if callable(thing) and name not in {"MessageFlag", "MessageType"}:
+            found[name] = thing
+            for own, member in vars(thing).items() if inspect.isclass(thing) else ():
+                function = member.fget if isinstance(member, property) else getattr(thing, own)
+                if not own.startswith("_") and inspect.isroutine(function) and not inspect.ismethoddescriptor(function):
+                    found[f"{name}.{own}"] = function
+    return found
+
+
+def test_the_names_of_messages_are_the_documented_ones() -> None:
+    assert messages.__all__ == MESSAGE_NAMES
+    space: dict[str, object] = {}
+    exec("from bbipc.messages import *", space)
+    assert sorted(set(space) - {"__builtins__"}) == sorted(MESSAGE_NAMES)
+
+
+@pytest.mark.parametrize("name", MESSAGE_SIGNATURES)
+def test_a_signature_of_messages_is_the_documented_one(name: str) -> None:
+    signature = inspect.signature(message_callables()[name])
+    bare = signature.replace(
+        parameters=[one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert str(bare) == MESSAGE_SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", message_callables())
+def test_everything_public_of_messages_is_documented_and_annotated(name: str) -> None:
+    function = message_callables()[name]
+    assert (function.__doc__ or "").strip()
+    assert not (function.__doc__ or "").startswith(f"{name}(")
+    for promised in re.findall(r":raises ([\w.]+):", function.__doc__ or ""):
+        kind = getattr(bbipc, promised, None) or vars(__import__("builtins")).get(promised)
+        assert inspect.isclass(kind), f"{name} promises {promised}"
+        assert issubclass(kind, BaseException)
+    if not inspect.isclass(function):
+        parameters = set(inspect.signature(function).parameters) - {"self"}
+        assert parameters | {"return"} <= set(getattr(function, "__func__", function).__annotations__)
 
 
 # Sockets of every kind.
