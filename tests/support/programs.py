@@ -129,3 +129,32 @@ def open_files(process: subprocess.Popen[bytes]) -> int:
         with contextlib.suppress(FileNotFoundError):  # closed since
             names.append(os.readlink(link))
     return sum(not name.startswith("anon_inode") for name in names)
+
+
+@dataclass
+class Served:
+    """A server of messages: its process, and where it listens, as text."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+
+    def interrupt(self) -> tuple[int, str, str]:
+        """What Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+        return ended(self.process)
+
+
+@contextlib.contextmanager
+def serving_at(program: str, address: str, *words: str) -> Iterator[Served]:
+    """A server of examples/ that is told its *address* as ``parse_address`` takes it, once it listens."""
+    with start(program, address, *words) as process:
+        try:
+            assert process.stdout is not None
+            greeting = process.stdout.readline().decode()
+            match = re.search(r"listening on (\S+);", greeting)
+            if match is None:
+                process.kill()
+                raise AssertionError(ended(process))
+            yield Served(process, match[1])
+        finally:
+            process.kill()
