@@ -67,7 +67,9 @@ logger = logging.getLogger(__name__)
 class Leadership:
     """The duty of one crew's workers: to wait for the stations' events, and to make their calls."""
 
-    def __init__(self, crew: Crew, stations: Stations) -> None:
+    def __init__(self, crew: Crew, stations: Stations, spin: float = 0.0) -> None:
+        self._spin = spin
+        self._awake_until = 0.0  # on the clock: until then the leader looks again and again, and does not sleep
         self._crew = crew
         self._stations = stations
         self._lock = stations.lock
@@ -222,7 +224,9 @@ class Leadership:
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
             # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
-            batch = poller.wait_for_events(0 if self._crew.tasks or self._errands or self._crew.ending else pause)
+            if self._crew.tasks or self._errands or self._crew.ending or time.monotonic() < self._awake_until:
+                pause = 0
+            batch = poller.wait_for_events(pause)
         finally:
             with self._lock:
                 self._polling, self._polled = False, True
@@ -288,7 +292,7 @@ class Leadership:
                     self._call(station, socket, events)
         if errand is not None:
             self.follow_up(errand)
-        self._judge(count, time.monotonic() - started)
+        self._judge(count, started)
         return mine
 
     def _run_errands(self, me: int) -> bool:
@@ -316,7 +320,7 @@ class Leadership:
                 self._run_apart(errand)
                 return False
             count += self._run(errand)
-        self._judge(count, time.monotonic() - started)
+        self._judge(count, started)
         return True
 
     def _run(self, errand: Errand) -> int:
@@ -337,11 +341,14 @@ class Leadership:
             with self._lock:
                 self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
-    def _judge(self, count: int, spent: float) -> None:
-        """*count* calls have taken *spent* seconds: probe, if that was slow."""
-        if count and spent > SLOW * count and self._crew.max_workers > 1:
-            with self._lock:
-                self._spread = max(self._spread, PROBE)
+    def _judge(self, count: int, started: float) -> None:
+        """*count* calls were made since *started*: probe, if that was slow; stay awake for a while."""
+        if count:
+            now = time.monotonic()
+            self._awake_until = now + self._spin
+            if now - started > SLOW * count and self._crew.max_workers > 1:
+                with self._lock:
+                    self._spread = max(self._spread, PROBE)
 
     def _part_locked(self, station: Station) -> Station | None:
         """*station*, if its call may be made: apart, so the lead is laid down."""

@@ -695,3 +695,30 @@ def test_a_kernel_without_room_is_asked_again(stage: Stage) -> None:
         for _ in range(6):
             stage.round()
     assert sorted(stage.names()) == ["a", "a", "b"]
+
+
+# Spinning.
+
+
+def test_a_leader_who_spins_looks_again_before_he_sleeps(stage: Stage) -> None:
+    """For as long as was asked, behind a call; a wake in between is not lost."""
+    stage.lead._spin = 0.5
+    stage.add("a")
+    poller = stage.stations.poller
+    assert poller is not None
+    original = poller.wait_for_events
+    limits: list[float | None] = []
+
+    def wait_for_events(timeout: float | None) -> list[tuple[bbipc.Socket, SocketEvent]]:
+        limits.append(timeout)
+        if len(limits) < 5:
+            stage.clock.now += 0.2
+        else:
+            stage.queue_task()
+            stage.lead.interrupt()
+        return original(timeout)
+
+    stage.ready("a")
+    with mock.patch.object(poller, "wait_for_events", wait_for_events):
+        assert isinstance(stage.lead.perform(), Task)
+    assert limits == [None, 0, 0, 0, None]
