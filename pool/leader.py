@@ -20,8 +20,7 @@ Nobody waits behind a slow call.
    leader makes the calls himself again.  (A processor that was busy elsewhere makes a call look slow, too; hence the
    probe, and hence the watcher does not trust a look that came late.)
 
-A leader who has taken over is told of the socket whose call still runs, if it has something more: he disarms it in
-the kernel then (``stations.py``).
+A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).
 
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
 runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several
@@ -69,7 +68,7 @@ class Leadership:
 
     def __init__(self, crew: Crew, stations: Stations, spin: float = 0.0) -> None:
         self._spin = spin
-        self._awake_until = 0.0  # on the clock: until then the leader looks again and again, and does not sleep
+        self._awake_until = 0.0  # until then the leader does not sleep
         self._crew = crew
         self._stations = stations
         self._lock = stations.lock
@@ -174,8 +173,8 @@ class Leadership:
             return True
 
     def _something_to_do_locked(self) -> bool:
-        stations = self._stations
-        return bool(len(stations) or self._ready or self._errands or self._later or stations.some_departed())
+        left = self._ready or self._errands or self._later
+        return bool(left or len(self._stations) or self._stations.some_departed())
 
     def _lead(self, me: int) -> AnyTask | None:
         while self._work_off(me) and self._run_errands(me):
@@ -223,10 +222,9 @@ class Leadership:
             self._ready_since = self._stations.changes
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
-            # Who puts a task into the queue looks afterwards whether somebody is polling: one of us sees the other.
-            if self._crew.tasks or self._errands or self._crew.ending or time.monotonic() < self._awake_until:
-                pause = 0
-            batch = poller.wait_for_events(pause)
+            # Who puts a task down looks afterwards whether somebody polls: one of us sees the other.
+            at_once = self._crew.tasks or self._errands or self._crew.ending or time.monotonic() < self._awake_until
+            batch = poller.wait_for_events(0 if at_once else pause)
         finally:
             with self._lock:
                 self._polling, self._polled = False, True
