@@ -1,4 +1,4 @@
-"""python -m benchmarks primitives|servers [--quick] [--rounds N] [--only CASE ...] [--json FILE] [--check]"""
+"""python -m benchmarks primitives|servers|calls [--quick] [--rounds N] [--only CASE ...] [--json FILE] [--check]"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Final
 
 import benchmarks
-from benchmarks import primitives, servers
+from benchmarks import calls, primitives, servers
 from benchmarks.measure import Effort, Row, print_table
 
 
@@ -32,6 +32,7 @@ class Command:
 COMMANDS: Final = {
     "primitives": Command(primitives, "the calls of bbipc beside those of the standard library", 400, 20, 15),
     "servers": Command(servers, "echo servers of pool beside other ways to write one", 400, 3, 15),
+    "calls": Command(calls, "calls by messages beside other means of calling another process", 400, 3, 15),
 }
 
 

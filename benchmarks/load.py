@@ -39,12 +39,15 @@ def connected(where: Where, count: int) -> list[socket.socket]:
     return connections
 
 
-def load(connections: Sequence[socket.socket], sweeps: int, *, size: int = 64, depth: int = 1) -> Turn:
+def load(
+    connections: Sequence[socket.socket], sweeps: int, *, size: int = 64, depth: int = 1, message: bytes | None = None
+) -> Turn:
     """*depth* messages of *size* bytes in flight on every connection, *sweeps* times; seconds a message.
 
-    The messages of one connection go out in one piece.
+    The messages of one connection go out in one piece.  *message*: one of them, where a server does not take any bytes.
     """
-    data, buffer = bytes(size * depth), bytearray(size * depth)
+    data = bytes(size * depth) if message is None else message * depth
+    buffer = bytearray(len(data))
     messages = sweeps * depth * len(connections)
     each = -(-len(connections) // _GROUPS)
     groups = [connections[start : start + each] for start in range(0, len(connections), each)]

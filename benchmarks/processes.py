@@ -2,8 +2,9 @@
 
 Law of this file: it knows the standard library only, and no server in particular.
 
-``python -m MODULE NAME ADDRESS`` is a server.  ADDRESS is a path, or "tcp": then the system gives the port.  It prints
-its port when it listens (0 for a path), and ends with its stdin: whatever becomes of the parent, no child is left.
+``python -m MODULE … NAME ADDRESS`` is a server.  ADDRESS is a path, or "tcp": then the system gives the port.  It
+prints its port when it listens (0 for a path), and ends with its stdin: whatever becomes of the parent, no child is
+left.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def serve(servers: Mapping[str, Callable[[str], None]]) -> None:
     # asyncio reads into a fresh 256 KiB each time: 23 us a request in the place of 6, or not, as the imports fall.
     bytes(4 << 20)
     _end_with_stdin()
-    servers[sys.argv[1]](sys.argv[2])
+    name, address = sys.argv[-2:]
+    servers[name](address)
 
 
 def _end_with_stdin() -> None:
@@ -71,16 +73,20 @@ def _wait_for_end() -> None:
 
 
 @contextlib.contextmanager
-def running(module: str, name: str, address: str) -> Iterator[tuple[int, Where]]:
-    """The server *name* of *module* in a child process: (its process, where to connect)."""
-    command = [sys.executable, "-m", module, name, address]
+def running(module: str, *words: str) -> Iterator[tuple[int, Where]]:
+    """The server that the *words*, of which the last is its address, tell *module* to be, in a child process.
+
+    (Its process, where to connect).
+    """
+    address = words[-1]
+    command = [sys.executable, "-m", module, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             line = child.stdout.readline()
             if not line:
-                raise RuntimeError(f"the server {name!r} of {module} did not start")
+                raise RuntimeError(f"the server {words[-2]!r} of {module} did not start")
             yield child.pid, address if "/" in address else ("127.0.0.1", int(line))
         finally:
             child.stdin.close()

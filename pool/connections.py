@@ -17,17 +17,14 @@ What a call costs: of the 3 us that a worker takes for a small request, 0.06 are
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, Protocol
 
 from bbipc.events import SocketEvent
-from bbipc.sockets import fork
 from bbipc.sockets.stream import StreamSocket
+from pool.table import Table
 
 #: what is called with a connection
 Handler = Callable[[StreamSocket], object]
@@ -89,6 +86,10 @@ class Connection:
         """The hook of its monitor: the stream, or the pool, was closed."""
         self.end()
 
+    def cut(self) -> None:
+        """Close its stream, whatever is running.  Any thread."""
+        self.stream.close()
+
     def _bury(self) -> None:
         self.stream.close()
         self.home.left(self)
@@ -120,7 +121,7 @@ class Session(Connection):
 _CALLS: Final = frozenset({Connection.call.__code__, Session.call.__code__})
 
 
-class Connections:
+class Connections(Table[Connection]):
     """The table of one server.
 
     *on_leave*: called, with no lock held, whenever a connection has left.  *on_failure*: when a handler has raised.
@@ -129,47 +130,12 @@ class Connections:
     def __init__(
         self, on_leave: Callable[[], object], on_failure: Callable[[BaseException, StreamSocket], object]
     ) -> None:
-        self._on_leave = on_leave
+        super().__init__(on_leave)
         self._on_failure = on_failure
-        self._lock = threading.RLock()
-        self._inside: set[Connection] = set()  # these five are guarded by the lock
-        self._callers: set[Connection] = set()  # their handlers wait for us: we do not wait for them
-        self._closing = False
-        self._at_closing = 0
-        self._gates: list[threading.Lock] = []  # of those in wait_for_calls; let go of when there is something new
-        self._generation = fork.generation
-
-    def __len__(self) -> int:
-        return len(self._inside)
-
-    def add(self, connection: Connection) -> bool:
-        """One more; False: nobody is let in any more."""
-        with self._lock:
-            if self._closing:
-                return False
-            self._inside.add(connection)
-            return True
-
-    def left(self, connection: Connection) -> None:
-        """It has ended."""
-        if self._generation != fork.generation:  # a handler has forked, and this is the child
-            return
-        with self._lock:
-            self._inside.discard(connection)
-            self.look_again()
-        self._on_leave()
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:
         """Its handler has raised *error*."""
         self._on_failure(error, stream)
-
-    def look_again(self) -> None:
-        """Let those in :meth:`wait_for_calls` look at everything anew."""
-        with self._lock:
-            for gate in self._gates:
-                with contextlib.suppress(RuntimeError):  # released, by somebody whom a Ctrl-C has stopped
-                    gate.release()
-            self._gates.clear()
 
     def calling(self) -> Connection | None:
         """The connection in whose call the calling thread is.
@@ -184,48 +150,3 @@ class Connections:
                     return connection
             frame = frame.f_back
         return None
-
-    # Ending.
-
-    def excuse(self, connection: Connection) -> None:
-        """Do not wait for its call: it waits for us."""
-        with self._lock:
-            self._callers.add(connection)
-        self.look_again()
-
-    def shut(self) -> None:
-        """Let nobody in any more.  Idempotent."""
-        with self._lock:
-            if not self._closing:
-                self._closing = True
-                self._at_closing = len(self._inside)
-
-    def end_all(self) -> int:
-        """End those who are idle now, the others when their call returns; how many there were when it was shut."""
-        self.shut()
-        with self._lock:
-            inside = list(self._inside)
-        for connection in inside:
-            connection.end()
-        return self._at_closing
-
-    def wait_for_calls(self, deadline: Callable[[], float | None]) -> int:
-        """Wait for the calls that are running; how many still are at the *deadline* on the monotonic clock."""
-        while True:
-            gate = threading.Lock()  # one for each wait: whatever a Ctrl-C leaves behind, nobody else uses it
-            gate.acquire()
-            with self._lock:
-                self._gates.append(gate)
-                left = len(self._inside - self._callers)
-            limit = deadline()
-            pause = -1 if limit is None else min(max(limit - time.monotonic(), 0), threading.TIMEOUT_MAX)
-            if not left or not pause:
-                return left
-            gate.acquire(timeout=pause)
-
-    def force(self) -> None:
-        """Close the streams of those whose call is still running."""
-        with self._lock:
-            busy = self._inside - self._callers
-        for connection in busy:
-            connection.stream.close()

@@ -20,12 +20,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from bbipc.errors import PollerClosedError
 from bbipc.polling.make import make_poller
 from bbipc.polling.poller import Poller
-from pool.connections import Connections
+from bbipc.polling.signals import woken_by_signals
 
 #: seconds for handlers to return when their stream has been closed
 GRACE: Final = 0.5
@@ -46,12 +46,28 @@ class StopReport:
     abandoned: int = 0
 
 
+class Inside(Protocol):
+    """Who is inside of a server; see ``table.py``."""
+
+    def end_all(self) -> int:
+        """Step 2; how many there were when the doors were closed."""
+        ...
+
+    def wait_for_calls(self, deadline: Callable[[], float | None]) -> int:
+        """Step 3; how many are still running at the *deadline*."""
+        ...
+
+    def force(self) -> None:
+        """Step 4."""
+
+    def look_again(self) -> None:
+        """The deadline has changed."""
+
+
 class Stopping:
     """The end of one server.  *close_doors*: step 1, idempotent.  *finish*: called at the end.  Any thread."""
 
-    def __init__(
-        self, connections: Connections, close_doors: Callable[[], object], finish: Callable[[], object]
-    ) -> None:
+    def __init__(self, connections: Inside, close_doors: Callable[[], object], finish: Callable[[], object]) -> None:
         self._connections = connections
         self._close_doors = close_doors
         self._finish = finish
@@ -124,12 +140,14 @@ class Stopping:
         In a poll, not on a lock: on the free-threaded 3.14 a Ctrl-C that comes just before the main thread waits for a
         lock is lost (5 of 240 runs).
         """
-        with make_poller() as gate:  # first of all: before anybody is served there is nobody to press Ctrl-C
+        # First of all: before anybody is served there is nobody to press Ctrl-C.
+        with make_poller() as gate, woken_by_signals(gate) as forget_signals:
             with self._lock:
                 self._pollers.append(gate)
             start()
             while not self._done:
                 gate.wait_for_events(None)
+                forget_signals()
 
     def _run(self, grace: float = GRACE) -> None:
         with contextlib.ExitStack() as steps:  # whatever one of them raises, the others are taken

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import primitives, servers
+from benchmarks import calls, primitives, servers
+from benchmarks.calls_adapters import ADAPTERS, the_client
 from benchmarks.latency import percentile
 from benchmarks.load import connected, load
 from benchmarks.measure import (
@@ -89,7 +90,7 @@ def test_it_says_where_the_numbers_come_from(quick: tuple[str, dict[str, Any]]) 
         assert row["name"] in printed
 
 
-@pytest.mark.parametrize("name", ["primitives", "servers"])
+@pytest.mark.parametrize("name", ["primitives", "servers", "calls"])
 @pytest.mark.parametrize("wrong", [["--rounds", "0"], ["--only", "nothing"]])
 def test_wrong_arguments_are_refused(name: str, wrong: list[str]) -> None:
     assert run(name, *wrong).returncode == 2
@@ -199,6 +200,68 @@ def test_latency_has_two_percentiles_of_each_way(quick_servers: tuple[str, dict[
     names = [row["name"] for row in quick_servers[1]["rows"] if row["case"] == "latency"]
     assert [name.removesuffix("p50") + "p99" for name in names[::2]] == names[1::2]
     assert len(names) == 10
+
+
+# python -m benchmarks calls
+
+
+#: of calls, one of each kind: every pair is two processes
+SHAPES = [shape for shape in calls.SHAPES if shape.title in {"1 thread 64B", "64 in flight 64B"}]
+CROWD = calls.CROWDS[0]
+
+
+@pytest.fixture(scope="module")
+def quick_calls(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """(the printed table and what was said beside it, the JSON) of one quick run."""
+    path = tmp_path_factory.mktemp("benchmarks") / "calls.json"
+    cases = [title.replace(" ", "-") for title in (*(shape.title for shape in SHAPES), CROWD.title)]
+    done = run("calls", "--quick", "--json", str(path), "--only", *cases)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr, json.loads(path.read_text())
+
+
+def test_every_way_to_call_stands_beside_the_base(quick_calls: tuple[str, dict[str, Any]]) -> None:
+    printed, content = quick_calls
+    names = {(row["name"], row["peer_name"]) for row in content["rows"]}
+    for shape in SHAPES:
+        for title in shape.titles:
+            if calls.missing(title):
+                assert f"without {title}: there is no" in printed
+            elif title != shape.base:
+                assert (f"{shape.title}, {title}", shape.base) in names
+    for title in calls.CROWD_SERVERS:
+        assert title == calls.RAW or (f"{CROWD.title}, {title}", calls.RAW) in names
+    for row in content["rows"]:
+        assert row["name"] in printed
+        assert row["ours"] > 0, row
+        assert row["peer"] > 0, row
+
+
+def test_the_targets_of_calls_are_named(quick_calls: tuple[str, dict[str, Any]]) -> None:
+    rows = [row for row in quick_calls[1]["rows"] if row["target"] is not None]
+    for shape in SHAPES:
+        named = [(row["peer_name"], row["target"]["limit"]) for row in rows if row["case"] == shape.title]
+        there = [
+            (peer, target.limit)
+            for title, peer, target in shape.targets
+            if title in shape.titles and not calls.missing(peer)
+        ]
+        assert named == there
+    assert all(row["target"]["at_least"] for row in rows)
+    assert len(rows) >= 2
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_our_sides_answer_as_the_others_do(name: str, tmp_path: Path) -> None:
+    side, path = ADAPTERS[name], str(tmp_path / "s")
+    with running("benchmarks.callers", "serve", name, path):
+        call: Any = side.client(path)
+        assert call(b"ab") == b"AB"
+        call.__self__.close()
+        submit: Any = side.client_futures(path)
+        assert submit(b"ab").result(10) == b"AB"
+        submit.__self__.close()
+        the_client.cache_clear()
 
 
 def test_all_turns_alternate_and_the_first_two_do_not_count() -> None:

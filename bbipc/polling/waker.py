@@ -61,10 +61,11 @@ class Waker:
             pass
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module's names are gone
-        if self._pair is not None:
-            for end in self._pair:
+        pair = getattr(self, "_pair", None)  # a Ctrl-C may have come before there was one
+        if pair is not None:
+            for end in pair:
                 end.close()
-        elif self.number >= 0:
+        elif getattr(self, "number", -1) >= 0:
             close(self.number)
 
 

@@ -1,0 +1,1 @@
+"""The command line: ``bbipc serve``, ``send``, ``demo`` and ``bench``; also ``python -m pool``."""

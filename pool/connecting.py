@@ -1,0 +1,289 @@
+"""Connections: how a client comes to a connection, and to the next one.
+
+Law of this file: it connects and learns what kind of peer it is; what happens on a connection is ``conversation.py``'s.
+Any thread.  One thread at a time connects, the others wait for what comes of it.
+
+Connecting anew.  A connection that has ended with nothing in flight is replaced at the next call.  So is one that took
+nothing of a request: nobody has seen that.  What was in flight fails, as nobody knows what became of it.  Behind a
+connect that failed again the next one waits, for at most ``LONGEST_PAUSE``.
+
+Peers of the original's kind ignore tags, and close after one message; bytes behind a message may break them.  Nothing
+tells before the first reply.  So while that one is out, others wait for it a moment (``MANNERS``).  If it carried no
+tag, the next call looks for the same time whether the peer hangs up.  If so, every call gets a connection of its own
+from then on.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+from bbipc.errors import ConnectionFailedError, MessageTooLargeError, QueueFullError, SocketClosedError
+from bbipc.messages.frames import Decoder
+from bbipc.sockets import fork
+from bbipc.sockets.endpoint import Address
+from pool.calls import Unsent, Waiter
+from pool.conversation import Conversation
+from pool.pending import ECHOES, IN_ORDER, UNKNOWN
+from pool.poller_thread import PollerThread
+from pool.replies import Reading
+from pool.turn import Turn
+
+#: seconds that a call waits for what kind of peer it is
+MANNERS: Final = 0.02
+#: seconds between failed connects
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+#: how often a call is tried again that left nothing
+TRIES: Final = 3
+
+T = TypeVar("T")
+
+monotonic: Final = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a client was made with."""
+
+    max_message_size: int
+    accept_unsigned: bool
+    reconnect: bool
+    max_in_flight: int
+    spin: float
+
+
+class Connections:
+    """The connections of one client, *owner*, to *address*; *lender*: whence its poller thread.
+
+    ``current``: the one that is shared, if there is one; ``standing``: all that have not ended; ``made``: how many
+    there have been; ``late``: replies that came for nobody over those that are gone; ``first_tag``: of the next one.
+    """
+
+    def __init__(self, address: Address, terms: Terms, lender: Lender, owner: object) -> None:
+        self.current: Conversation | None = None
+        self.made = 0
+        self.late = 0
+        self.first_tag = 0
+        self.closed = False
+        self._address = address
+        self._terms = terms
+        self._lender = lender
+        self._owner = weakref.ref(owner)
+        self.standing: dict[Reading, None] = {}
+        self._turn = Turn()
+        self._single = False
+        self._style = UNKNOWN
+        self._failures = 0
+        self._failure: Exception = ConnectionError()
+        self._not_before = 0.0
+        self._generation = fork.generation
+
+    # Any thread.
+
+    def check(self) -> None:
+        """Whether something new may be begun.
+
+        :raises RuntimeError: no, this is a forked child
+        :raises SocketClosedError: no, it was closed
+        """
+        if self._generation != fork.generation:
+            raise RuntimeError("this client belongs to the process that forked this one; make another")
+        if self.closed:
+            raise self.closed_error()
+
+    def closed_error(self) -> SocketClosedError:
+        """The owner was closed."""
+        return SocketClosedError(self._owner() or self)
+
+    def close(self) -> None:
+        """End them all, and refuse new ones."""
+        self.closed = True
+        if self._generation != fork.generation:
+            return
+        self._turn.rouse()
+        for conversation in list(self.standing):
+            conversation.end(self.closed_error())
+
+    def carry_out(self, attempt: Callable[[Conversation], T], find: Callable[[], Conversation]) -> T:
+        """What *attempt* gives over a connection that *find* finds; over another one if nothing of it has left.
+
+        :raises RemoteDisconnectedError: that went on
+        """
+        tries = 0
+        while True:
+            conversation = find()
+            tries += 1
+            try:
+                return attempt(conversation)
+            except Unsent as error:
+                self.check()
+                failure = conversation.failure(error.__cause__)
+            if tries == TRIES or not self._terms.reconnect or isinstance(failure, ConnectionFailedError):
+                raise failure
+
+    def roomy(self, size: int, deadline: float | None) -> Conversation:
+        """A connection that has room for one more future, of *size* bytes.
+
+        :raises QueueFullError: there was none in time; or at once, on the poller thread
+        """
+        patient, most = not self._lender.is_current(), 2 * self._terms.max_message_size
+        while True:
+            conversation = full = self.usable(size, deadline, patient=patient)
+            limit = self._terms.max_in_flight
+            if conversation.alone:
+                if len(self.standing) <= limit:
+                    return conversation
+                conversation.end(self.closed_error())
+                others = [one for one in list(self.standing) if isinstance(one, Conversation)]
+                full, limit = others[0] if others else conversation, 1
+            elif conversation.has_room(limit, most):
+                return conversation
+            if not patient or not full.make_room(limit, most, deadline):
+                raise QueueFullError(self._terms.max_in_flight)
+
+    def usable(self, size: int, deadline: float | None, *, patient: bool = True) -> Conversation:
+        """A connection for a request of *size* bytes, as good as anybody can know.
+
+        :raises MessageTooLargeError: that is more than is allowed
+        :raises OSError, RuntimeError: as ``MessageClient.send`` says
+        """
+        if size > self._terms.max_message_size:
+            raise MessageTooLargeError(size, self._terms.max_message_size)
+        tries = 0
+        while True:
+            self.check()
+            tries += 1
+            conversation = self.current
+            if conversation is None or not conversation.open or self._single:
+                conversation = self._turn.run(partial(self._connect, deadline, patient), deadline)
+            if conversation.alone:
+                return conversation
+            self._get_acquainted(conversation, deadline, patient)
+            if conversation.open or tries == TRIES:
+                return conversation
+
+    def _get_acquainted(self, conversation: Conversation, deadline: float | None, patient: bool) -> None:
+        """See what kind of peer it is, and whether it is still there."""
+        pending, pause = conversation.pending, MANNERS if patient else 0.0
+        if pending.style == UNKNOWN and self._style != ECHOES:
+            conversation.learn(pause)
+        if pending.style == IN_ORDER and not conversation.probed:
+            self._turn.run(lambda _: conversation.probe(pause), deadline)
+        elif not conversation.table and conversation.used >= 0:
+            conversation.look(0.0)
+        if pending.style != UNKNOWN:
+            self._style = pending.style
+            conversation.at_hand = conversation.open and pending.style == ECHOES
+        self._single = self._single or (conversation.single and self._terms.reconnect)
+
+    # Whoever's turn it is.
+
+    def _connect(self, deadline: float | None, patient: bool, waiter: Waiter) -> Conversation:
+        """A new connection, unless somebody has made one meanwhile."""
+        conversation = self.current
+        if conversation is not None:
+            if conversation.open and not self._single:
+                return conversation
+            refused = isinstance(conversation.reason, ConnectionFailedError)
+            if not self._terms.reconnect and not self._single and not refused:
+                raise conversation.failure()
+            self.current = None
+            self._bury(conversation)
+        for one in list(self.standing):
+            if isinstance(one, Conversation) and one.alone and one.told:  # its peer has had time to hang up
+                one.end(self.closed_error())
+        self._pause(deadline, patient, waiter)
+        conversation = self._begin()
+        if not self._single:
+            self.current = conversation
+        if self.closed:  # whoever closes it has set the mark before he looked for what there is
+            conversation.end(self.closed_error())
+        return conversation
+
+    def _begin(self) -> Conversation:
+        terms = self._terms
+        decoder = Decoder(max_message_size=terms.max_message_size, accept_unsigned=terms.accept_unsigned)
+        try:
+            stream = self._address.connect()
+        except OSError as error:
+            self._failed(monotonic(), error)
+            raise
+        conversation = Conversation(
+            stream,
+            decoder,
+            self.standing,
+            self._lender.get,
+            first_tag=self.first_tag,
+            spin=terms.spin,
+            alone=self._single,
+        )
+        self.made += 1
+        return conversation
+
+    def _bury(self, conversation: Conversation) -> None:
+        """Note what became of a connection that is not used any more."""
+        self.late += conversation.pending.late
+        if conversation.pending.style == UNKNOWN and conversation.reason is not None:
+            self._failed(conversation.ended, conversation.failure())
+        else:
+            self._failures = 0
+
+    def _failed(self, when: float, error: Exception) -> None:
+        self._failures += 1
+        self._failure = copy.copy(error)  # whose frames keep nothing
+        pause = min(FIRST_PAUSE * 2.0 ** (self._failures - 2), LONGEST_PAUSE) if self._failures > 1 else 0.0
+        self._not_before = when + pause
+
+    def _pause(self, deadline: float | None, patient: bool, waiter: Waiter) -> None:
+        """Wait until it may be tried again."""
+        until = self._not_before if deadline is None else min(self._not_before, deadline)
+        while monotonic() < until:
+            if not patient:
+                raise copy.copy(self._failure)
+            self._turn.pause(waiter, until, lambda: not self.closed)
+            self.check()
+        if deadline is not None and deadline <= monotonic():
+            raise TimeoutError("no connection in time") from self._failure
+
+
+class Lender:
+    """Gives the poller thread, at first need."""
+
+    def __init__(self, given: PollerThread | None) -> None:
+        self._given = given
+        self._own: dict[int, PollerThread] = {}
+        self._closed = False
+
+    def get(self) -> PollerThread:
+        """The one that was *given*, or a new one of its own."""
+        if self._given is not None:
+            return self._given
+        own = self._own.get(0)
+        if own is None:
+            own = self._own.setdefault(0, PollerThread(name="bbipc-client"))
+        if self._closed:  # whoever closes it has set the mark before he looked for it
+            own.stop_soon()
+        return own
+
+    def is_current(self) -> bool:
+        """Whether the calling thread is the poller thread."""
+        poller_thread = self._given or self._own.get(0)
+        return poller_thread is not None and poller_thread.is_current()
+
+    def close(self) -> None:
+        """End what is its own."""
+        self._closed = True
+        for own in list(self._own.values()):
+            own.close()
+
+    def stop_soon(self) -> None:
+        """The same from a finalizer."""
+        self._closed = True
+        for own in list(self._own.values()):
+            own.stop_soon()

@@ -1,0 +1,209 @@
+"""Conversation: one connection of a client, and what may be done with it: ask, post, tell.
+
+Law of this file: any thread.  The calling thread writes, and the one that asks reads its own reply unless another
+thread reads already (``replies.py``, ``standby.py``).  While a thread asks alone there is no lock to wait for, no
+future and no registration with a poller: a write, a sleep, a read.  So ``ask`` spells out what elsewhere is a method.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from bbipc.messages.frames import encode_parts
+from bbipc.messages.message import CLOSE, FAILED, NO_RESPONSE, TAGGED, Message
+from pool.calls import Call, CallFuture, Unsent, Waiter
+from pool.pending import UNKNOWN
+from pool.replies import interrupted, monotonic
+from pool.standby import Standby
+
+
+class Conversation(Standby):
+    """The calls that go over one connection."""
+
+    #: the owner's: whether it was seen if the peer hangs up behind a reply
+    probed = False
+    #: whether something was sent that has no reply: a peer of the original's kind may answer all the same
+    told = False
+
+    def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:
+        """Send a request, and wait for the reply.
+
+        :raises TimeoutError: it has not come before *deadline*, on the monotonic clock
+        :raises Unsent: nothing has been sent, and nothing will be
+        """
+        call = Call()
+        role, left = self._role, None
+        try:
+            tag = self.pending.add(call)
+            self._send(call, kind, payload, TAGGED, tag)
+            while not call.over:
+                if deadline is not None and (left := deadline - monotonic()) <= 0:
+                    break
+                if role.setdefault(0, call) is not call:
+                    self._rest(call, left)
+                elif call.over:  # since: whoever had the role before has read the reply
+                    break
+                elif (vigil := self._vigil) is None or self._inbox or self.outgoing.stuck or self._spin:
+                    self._step(left)
+                elif vigil.wait(left):
+                    self._take_in(call)
+        finally:
+            vigil = None  # an error that somebody keeps keeps this frame
+            try:
+                if role[0] is call:
+                    del role[0]
+            except KeyError:
+                pass
+            try:
+                self.table.pop(call.tag, None)
+                if self._sleepers or self.table or self.outgoing.queue:
+                    self._withdraw(call)
+            except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
+                self._withdraw(call)
+                raise
+        if call.reply is None:
+            self._no_reply(call)
+        self.used = monotonic() if not call.reply[2] & FAILED else self._doubted(call.reply)
+        return call.reply
+
+    def post(self, kind: int, payload: bytes, deadline: float | None) -> CallFuture:
+        """Send a request; the reply to come.
+
+        :raises Unsent: nothing has been sent, and nothing will be
+        """
+        future = CallFuture(self)
+        tag = self.pending.add(future)
+        self._send(future, kind, payload, TAGGED, tag)
+        if deadline is not None:
+            future.deadline = deadline
+            if self._sweep_at is None or deadline < self._sweep_at:
+                self._sweep_later(deadline)
+        if not self._armed or self.outgoing.stuck:
+            self._attend()
+        return future
+
+    def tell(self, kind: int, payload: bytes, deadline: float | None) -> None:
+        """Send a request that has no reply; returns when the kernel has taken it.
+
+        :raises TimeoutError: it has not before *deadline*; the rest goes out when it can
+        :raises Unsent: nothing has been sent, and nothing will be
+        """
+        waiter = Waiter()
+        self._tellers[waiter] = None
+        try:
+            if not self._send(waiter, kind, payload, NO_RESPONSE, -1):
+                if not self.attend(waiter, deadline):
+                    raise TimeoutError("the peer did not take it in time")
+                if any(parcel.owner is waiter for parcel in self.outgoing.queue.copy()):
+                    raise self.failure()
+        finally:
+            self._tellers.pop(waiter, None)
+            if self.outgoing.queue:
+                self.outgoing.drop(waiter)
+        self.told = True
+        if kind == CLOSE and not self.alone:
+            self.retire()
+
+    def has_room(self, calls: int, size: int) -> bool:
+        """Whether fewer than *calls* are outstanding, and fewer than *size* bytes unsent."""
+        return len(self.table) < calls and (not self.outgoing.queue or self.outgoing.unsent() < size)
+
+    def make_room(self, calls: int, size: int, deadline: float | None) -> bool:
+        """Wait until fewer than *calls* are outstanding, and fewer than *size* bytes unsent; False: the time is up."""
+        while self.open:
+            waiter = Waiter()
+            self._crowd[waiter] = None
+            if self.has_room(calls, size):
+                self._crowd.pop(waiter, None)
+                break
+            if not self.attend(waiter, deadline):
+                return False
+        return True
+
+    def learn(self, seconds: float) -> None:
+        """Whoever comes first may go on; the others wait up to *seconds* for what his reply tells of the peer."""
+        now = monotonic()
+        begun = vars(self).setdefault("_begun", now)
+        while begun is not now and self.open and self.pending.style == UNKNOWN:
+            waiter = Waiter()
+            self._crowd[waiter] = None
+            if self.pending.style != UNKNOWN or not self.attend(waiter, begun + seconds):
+                self._crowd.pop(waiter, None)
+                return
+
+    def probe(self, seconds: float) -> None:
+        """The peer has answered without a tag: see whether it hangs up then.  By one at a time."""
+        if not self.probed and not self.table:
+            waiter = Waiter()
+            self._crowd[waiter] = None
+            if self.open:
+                self.attend(waiter, monotonic() + seconds)
+            self._crowd.pop(waiter, None)
+        self.probed = True
+
+    def __repr__(self) -> str:
+        return f"<Conversation {'open' if self.open else 'ended'}, {len(self.table)} calls, over {self._stream!r}>"
+
+    def _send(self, owner: object, kind: int, payload: bytes, flags: int, tag: int) -> bool:
+        """Send a request, as far as the kernel takes it; whether that was all.
+
+        :raises Unsent: nothing has been sent, and nothing will be
+        """
+        if not self.open:
+            self.table.pop(tag, None)
+            raise Unsent from self.reason
+        try:
+            parts = encode_parts(kind, payload, flags, tag if tag >= 0 else 0)
+            sent = self.outgoing.send(owner, tag, parts)
+        except Unsent:
+            self.table.pop(tag, None)
+            self._hear_out()
+            raise
+        except BaseException as error:
+            self.end(interrupted(error))
+            raise
+        if self.outgoing.stuck:  # whoever reads is to wait for room, too
+            self._wake_reader()
+        elif self._tellers:  # another's request may have left with this one
+            self._nudge()
+        if kind == CLOSE and tag >= 0:  # what is sent behind it would be lost
+            self.retire()
+        return sent
+
+    def _withdraw(self, call: Call) -> None:
+        """*call* is over, whatever has become of it."""
+        if self.outgoing.queue:
+            self.outgoing.drop(call)
+            stuck = self.outgoing.stuck and self.outgoing.queue.copy()
+            if call.reply is not None and stuck and any(one.owner is call and one.begun for one in stuck):
+                self.retire()  # who answers a request that has not left yet reads no further
+        self.table.pop(call.tag, None)
+        self._leave(call)
+
+    def _doubted(self, reply: Message) -> float:
+        """A server that was sent something that it does not take says so, and is going to close."""
+        if reply[1].startswith(b"MessageTooLargeError"):
+            self.retire()
+        return 0.0
+
+    def _hear_out(self) -> None:
+        """Nothing can be written any more: what the peer has said before is dealt out, then it is the end."""
+        waiter = Waiter()
+        try:
+            if self._role.setdefault(0, waiter) is waiter:
+                while self._take_in():
+                    pass
+            else:
+                self._wake_reader()
+        finally:
+            self._leave(waiter)
+
+    def _no_reply(self, call: Call) -> NoReturn:
+        error, call.error = call.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+        self._given_up()
+        raise TimeoutError("no reply came in time")

@@ -1,0 +1,118 @@
+"""Limits of a MessageServer, and what it tells of itself.
+
+Law of this file: numbers only.  What is done at a limit stands where it is done: reading and handlers in
+``message_connection.py``, time in ``message_sweep.py``, the memory of incomplete messages in ``unverified.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bbipc.messages.message import MAX_WORD
+from bbipc.polling.deadline import checked_timeout
+
+#: seconds, and bytes: how long a connection is read after its last reply, so that a peer which still sends finds the
+#: reply and not a reset
+LINGER_TIME: Final = 2.0
+LINGER_SIZE: Final = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What :class:`pool.MessageServer` takes by these names.
+
+    :raises ValueError: a number that makes no sense
+    """
+
+    max_message_size: int
+    max_connections: int | None
+    max_in_flight: int
+    max_in_flight_total: int
+    max_unsent: int | None
+    max_unverified: int
+    idle_timeout: float | None
+    header_timeout: float | None
+    body_timeout: float | None
+    min_body_rate: int
+    stall_timeout: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_connections", "max_in_flight", "max_in_flight_total", "max_unsent", "max_unverified"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        if not 0 <= self.max_message_size <= MAX_WORD:
+            raise ValueError(f"max_message_size must be 0 to {MAX_WORD}, not {self.max_message_size}")
+        if self.min_body_rate < 0:
+            raise ValueError(f"min_body_rate must be at least 0, not {self.min_body_rate}")
+        for seconds in self.timeouts():
+            if seconds == 0:
+                raise ValueError("a timeout of 0 s would end every connection")
+
+    def timeouts(self) -> list[float]:
+        """Those that there are, in seconds.
+
+        :raises ValueError: a negative or NaN timeout
+        """
+        named = (self.idle_timeout, self.header_timeout, self.body_timeout, self.stall_timeout)
+        return [seconds for seconds in map(checked_timeout, named) if seconds is not None]
+
+    @property
+    def most_held(self) -> int:
+        """Bytes of requests that wait for their answer, with which a connection is still read."""
+        return 2 * self.max_message_size if self.max_unsent is None else self.max_unsent
+
+    @property
+    def most_unsent(self) -> int:
+        """Bytes of unsent replies with which one more request is answered: the largest reply still fits in."""
+        return max(self.most_held - self.max_message_size, 0)
+
+
+@dataclass(frozen=True)
+class MessageServerStats:
+    """What a message server is doing at one moment, and what it has done so far.
+
+    Now: ``connections``; ``in_flight`` (requests given to a handler and not answered yet); ``waiting`` (requests read,
+    that wait for a worker or for their turn); ``unverified`` (bytes of messages that have not come in full, where it is
+    more than 4 KiB); ``paused`` (whether nobody is accepted just now).
+
+    So far, connections: ``accepted``; ``shed`` (turned away for want of descriptors); ``refused`` (closed at once,
+    because the workers took nothing any more); ``refused_uids`` (closed at once: not in *allowed_uids*).
+
+    So far, messages: ``requests`` (read and found good); ``replies`` (given to the kernel in full); ``dropped_replies``
+    (their peer had gone, or the server was stopped); ``dropped_requests`` (read, and not given to a handler: their
+    connection was cut, or the server was stopped by force); ``handler_errors`` (also replies that could not be sent as
+    they were); ``protocol_errors`` (connections that were ended for what the peer sent).
+
+    So far, limits: ``cut_for_header``, ``cut_for_body``, ``cut_for_idle``, ``cut_for_stall`` (connections cut by the
+    timeout of that name; *stall*: the peer did not read its replies); ``cut_for_memory`` (who did not deliver while
+    there was more than *max_unverified*); ``held_for_requests``, ``held_for_replies``, ``held_for_memory`` (how often a
+    connection was read no further for a while: *max_in_flight* and *max_in_flight_total*; *max_unsent*;
+    *max_unverified*); ``cut_for_lingering`` (ended connections whose peer went on sending).
+    """
+
+    connections: int
+    in_flight: int
+    waiting: int
+    unverified: int
+    paused: bool
+    accepted: int
+    shed: int
+    refused: int
+    refused_uids: int
+    requests: int
+    replies: int
+    dropped_replies: int
+    dropped_requests: int
+    handler_errors: int
+    protocol_errors: int
+    cut_for_header: int
+    cut_for_body: int
+    cut_for_idle: int
+    cut_for_stall: int
+    cut_for_memory: int
+    cut_for_lingering: int
+    held_for_requests: int
+    held_for_replies: int
+    held_for_memory: int

@@ -1,0 +1,199 @@
+"""Standby: the poller thread's part in a conversation.
+
+Law of this file: where calls are outstanding and no thread waits for any, the poller thread reads.  It has a monitor,
+and takes the reader's role for one look at a time.  Where it finds the role taken it pauses, which costs a system call.
+So it does not go on whenever the role is free for a moment (between two replies that one thread waits for), but when
+nobody has read for some ``PATIENCE``: while it is paused and calls are outstanding, a timer looks after that.
+
+Callbacks of futures are called on the poller thread, behind giving the role back; one timer a conversation looks after
+the futures whose time is up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from bbipc.events import SocketEvent
+from bbipc.messages.frames import Decoder
+from bbipc.sockets.base import Socket
+from bbipc.sockets.stream import StreamSocket
+from pool.calls import AnyCall, CallFuture, Waiter, get_ident
+from pool.parties import Monitor
+from pool.pending import IN_ORDER, Distrust
+from pool.polling_loop import PollingLoop
+from pool.replies import Reading, Role, monotonic
+
+#: seconds in which nobody has read, before the poller thread does
+PATIENCE: Final = 0.002
+
+_READ: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
+_READ_AND_WRITE: Final = _READ | SocketEvent.ROOM_TO_WRITE
+
+
+class Standby(Reading):
+    """Reading, with somebody who does it where nobody waits.
+
+    *poller_thread*: gives the poller thread, at first need.
+    """
+
+    def __init__(
+        self,
+        stream: StreamSocket,
+        decoder: Decoder,
+        registry: dict[Reading, None],
+        poller_thread: Callable[[], PollingLoop],
+        *,
+        first_tag: int = 0,
+        spin: float = 0.0,
+        alone: bool = False,
+    ) -> None:
+        self._poller_thread = poller_thread
+        self._monitor: Monitor | None = None
+        self._mine = Role()
+        self._armed = False
+        self._roomy = False  # the monitor asks for room to write, too
+        self._watched = False
+        self._reads = self._reads_seen = 0  # how often a thread has waited for a future
+        self._sweep_at: float | None = None
+        self._called_back: deque[CallFuture] = deque()
+        super().__init__(stream, decoder, registry, first_tag=first_tag, spin=spin, alone=alone)
+
+    # Any thread.
+
+    def attend_to(self, future: CallFuture, timeout: float | None) -> None:
+        """Read, or sleep while somebody else does, until *future* is over or *timeout* seconds have passed."""
+        waiter = Waiter()
+        future.join(waiter)
+        try:
+            self.attend(waiter, None if timeout is None else monotonic() + timeout)
+        finally:
+            self._reads += 1
+            future.leave(waiter)
+
+    def give_up(self, call: AnyCall) -> None:
+        """Nobody wants the reply to *call* any more."""
+        if self.outgoing.queue:
+            self.outgoing.drop(call)
+        if self.pending.remove(call):
+            self._given_up()
+        self._nudge()
+
+    def call_back(self, future: CallFuture) -> None:
+        """Have *future*'s callbacks called on the poller thread."""
+        self._called_back.append(future)
+        if self._role.get(0) is self._mine:  # he calls them when he has given it back
+            return
+        try:
+            self._poller_thread().call_later(0, self._call_back)
+        except (OSError, RuntimeError):  # there is none any more
+            self._call_back()
+
+    def _given_up(self) -> None:
+        """A reply may come that nobody waits for."""
+        if self.pending.style == IN_ORDER:
+            self.end(Distrust("a call to a peer that ignores tags was given up"))
+        elif self._crowd:
+            self._tell_crowd()
+
+    def _attend(self) -> None:
+        if self.reason is not None or self._role:
+            return
+        if self._monitor is None or self.outgoing.stuck:
+            self._arm()
+        elif not self._armed and not self._watched:
+            self._watch_later()
+
+    def _arm(self) -> None:
+        """Let the poller thread read from now on."""
+        self._roomy = self.outgoing.stuck
+        events = _READ_AND_WRITE if self._roomy else _READ
+        self._armed = True
+        try:
+            if self._monitor is None:
+                self._monitor = self._poller_thread().monitor(self._stream, events, self._on_event, on_close=self.end)
+            else:
+                self._monitor.set_events(events)
+        except (OSError, RuntimeError) as error:
+            self.end(error)
+
+    def _watch_later(self) -> None:
+        self._watched = True
+        self._call_later(PATIENCE, self._watch)
+
+    def _sweep_later(self, deadline: float) -> None:
+        self._sweep_at = deadline
+        self._call_later(max(deadline - monotonic(), 0.0), self._sweep)
+
+    def _call_later(self, delay: float, action: Callable[[], None]) -> None:
+        try:
+            self._poller_thread().call_later(delay, action)
+        except (OSError, RuntimeError) as error:
+            self.end(error)
+
+    # The poller thread.
+
+    def _watch(self) -> None:
+        """A while has passed: has nobody read?"""
+        self._watched = False
+        if not self.table or self.reason is not None or self._armed:
+            return
+        if self._role or self._reads != self._reads_seen:
+            self._reads_seen = self._reads
+            self._watch_later()
+        else:
+            self._arm()
+
+    def _sweep(self) -> None:
+        """Let those fail whose time is up."""
+        self._sweep_at = None
+        now, following = monotonic(), None
+        for call in list(self.table.values()):
+            deadline = call.deadline if isinstance(call, CallFuture) else None
+            if deadline is None:
+                continue
+            if deadline <= now:
+                self.give_up(call)
+                call.fail(TimeoutError("no reply came in time"))
+                self._nudge()
+            elif following is None or deadline < following:
+                following = deadline
+        if following is not None:
+            self._sweep_later(following)
+
+    def _on_event(self, socket: Socket, events: SocketEvent) -> None:
+        """Something has come."""
+        role, mine = self._role, self._mine
+        mine.thread = get_ident()
+        if role.setdefault(0, mine) is not mine:
+            if self._monitor is not None:
+                self._monitor.pause()
+            self._armed = False  # behind the pause: whoever arms it says so first, and does it afterwards
+            if not role:
+                self._pass_on()
+            return
+        try:
+            self._turn()
+        finally:
+            del role[0]
+            if self._sleepers:
+                self._pass_on()
+            self._call_back()
+
+    def _turn(self) -> None:
+        if self._vigil is None and (not self._stream.determined() or self._connected(0) is None):
+            return
+        if self.outgoing.stuck:
+            self._flush()
+        if self._roomy and not self.outgoing.stuck:
+            self._arm()
+        self._take_in()
+
+    def _call_back(self) -> None:
+        while True:
+            try:
+                future = self._called_back.popleft()
+            except IndexError:
+                return
+            future.call_back()

@@ -1,0 +1,82 @@
+"""Unverified: the memory of messages that have not come in full, for all connections of a server together.
+
+Law of this file: it counts bytes, and says who is to be read no further; it reads nothing itself.  Any thread may call
+anything; nobody is called under the lock.
+
+A checksum stands over the whole message, so until its end nobody knows whether the bytes are worth anything.  Past the
+limit all connections that hold such bytes are *held*, that is read no further, but one, the *favourite*: so there is
+never more than the limit and one message, and somebody always gets to his end.  Behind him comes who has the least to
+go.  While it is so, who holds bytes has to deliver, the favourite and those who wait (``message_sweep.py``): the memory
+of all is not for those who only sit on it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, Protocol, TypeVar
+
+
+class Holder(Protocol):
+    """Whoever holds such bytes."""
+
+    def go_on(self) -> object:
+        """Be read again, if nothing else is in the way."""
+
+    def missing(self) -> int:
+        """How many bytes are missing of what he holds a part of."""
+        ...
+
+
+H = TypeVar("H", bound=Holder)
+
+
+class Unverified(Generic[H]):
+    """The bytes of one server, *limit* at most (and what is read at once beyond it)."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.RLock()
+        self._held: dict[H, None] = {}  # these three are guarded by the lock
+        self._favourite: H | None = None
+        self.total = 0
+
+    def change(self, holder: H, bytes_more: int) -> None:
+        """*holder* holds so many bytes more than before; fewer, if negative: his message is complete, or he is gone."""
+        with self._lock:
+            self.total += bytes_more
+            if bytes_more >= 0:
+                return
+            self._held.pop(holder, None)
+            if self._favourite is holder:
+                self._favourite = None
+            freed = self._take_freed_locked()
+        for other in freed:
+            other.go_on()
+
+    def may_go_on(self, holder: H) -> bool:
+        """Whether *holder*, who holds some bytes, is to be read any further; if not, he is told when he is."""
+        with self._lock:
+            if self.total <= self._limit:
+                return True
+            if self._favourite is None:
+                self._favourite = holder
+            if self._favourite is holder:
+                return True
+            self._held[holder] = None
+            return False
+
+    def has_to_deliver(self, holder: H) -> bool:
+        """Whether there is too much, and *holder* has a part in it."""
+        return self.total > self._limit and (self._favourite is holder or holder in self._held)
+
+    def _take_freed_locked(self) -> list[H]:
+        if self.total <= self._limit:
+            freed = list(self._held)
+        elif self._favourite is None and self._held:
+            self._favourite = min(self._held, key=lambda holder: holder.missing())
+            freed = [self._favourite]
+        else:
+            freed = []
+        for holder in freed:
+            del self._held[holder]
+        return freed
