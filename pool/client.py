@@ -138,7 +138,7 @@ class MessageClient:
         :raises TypeError: nothing that can be sent
         :raises RuntimeError: in a forked child
         """
-        if value.__class__ is bytes and type is None:
+        if isinstance(value, bytes) and type is None:
             kind, payload = 1, value
         else:
             kind, payload = outgoing(value, type)
@@ -187,7 +187,7 @@ class MessageClient:
         :raises TypeError: nothing that can be sent
         :raises RuntimeError: in a forked child
         """
-        if value.__class__ is bytes and type is None:
+        if isinstance(value, bytes) and type is None:
             kind, payload = 1, value
         else:
             kind, payload = outgoing(value, type)

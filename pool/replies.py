@@ -198,8 +198,9 @@ class Reading:
         """Where there is something to write, or the connection does not stand yet, or not any more."""
         if self.reason is not None:
             return self._end(self.reason)  # once more: whoever comes to read is not to be forgotten
-        vigil = self._vigil or self._connected(left)
-        if vigil is None:
+        vigil = self._vigil
+        if vigil is None:  # whoever wanted to wake the reader had nothing to do it with: look around before sleeping
+            self._connected(left)
             return None
         if self.outgoing.stuck:
             self._flush()

@@ -120,7 +120,7 @@ def test_what_is_no_address_is_refused_with_a_hint(text: Any, reason: str) -> No
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", MISTYPED, ids=repr)
+@pytest.mark.parametrize("value", MISTYPED, ids=lambda value: type(value).__name__)
 def test_what_cannot_be_one_is_refused_by_its_type(value: Any) -> None:
     with pytest.raises(TypeError, match=r"must be a|must be an int|an address is"):
         parse_address(value)

@@ -148,7 +148,9 @@ def test_a_message_is_taken_as_it_is_and_gets_the_flags_and_the_tag_that_are_ask
     assert Message.of(message, None, MessageFlag.TAGGED, 5) == Message(MessageType.STRING, b"a\0b", 16, 5)
 
 
-@pytest.mark.parametrize("value", [3, 2.5, object(), ["a"], memoryview(b"abcd")[::2]], ids=repr)
+@pytest.mark.parametrize(
+    "value", [3, 2.5, object(), ["a"], memoryview(b"abcd")[::2]], ids=lambda value: type(value).__name__
+)
 def test_what_is_no_value_is_refused(value: object) -> None:
     for kind in (None, MessageType.STRING, MessageType.BINARY):
         with pytest.raises(TypeError):
