@@ -36,7 +36,7 @@ _END: Final = SocketEvent.REMOTE_DISCONNECTED
 class Home(Protocol):
     """Whoever has connections."""
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: Connection, /) -> None:
         """It has ended, and its stream is closed."""
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:

@@ -3,10 +3,9 @@
 Law of this file: it decides which worker waits for events, and which makes the calls.  Everything runs on workers;
 calls are made with no lock held, never two at once for one station.
 
-Who polls.  A hand-over from a polling thread to a worker costs a wake-up, 50 us where a small request takes 3.  So
-there is none: one worker at a time is the *leader*.  He waits for events, and makes the calls of the batch himself,
-one after the other; then he waits again.  While all is quick that is all there is, and no socket is disarmed: nobody
-polls while the calls are made, so nobody can be told of the same event twice.
+Who polls.  A hand-over to a worker costs a wake-up, 50 us where a small request takes 3.  So there is none: one worker
+at a time is the *leader*.  He waits for events, makes the calls of the batch himself, one after the other, and waits
+again.  While all is quick no socket is disarmed: nobody polls meanwhile, so nobody is told of the same event twice.
 
 Nobody waits behind a slow call.
 
@@ -40,7 +39,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -240,12 +239,13 @@ class Leadership:
             self._lookout.called = True
             self._crew.nudge()
 
-    def _work_off(self, me: int) -> bool:  # noqa: PLR0912 # every frame more is paid by every call
+    def _work_off(self, me: int) -> bool:  # noqa: PLR0912, PLR0915 # every frame more is paid by every call
         """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
-        lock, ready, stations = self._lock, self._ready, self._stations
-        table, closed = stations.table, stations.closed_sockets
+        lock, ready, stations, table = self._lock, self._ready, self._stations, self._stations.table
         station: Station | None = None
+        apart: Station | None = None
         errand: Errand | None = None
+        told, quick = cast(tuple[Socket, SocketEvent], ()), True
         count, started = len(ready), time.monotonic()
         while True:
             with lock:
@@ -263,12 +263,12 @@ class Leadership:
                 if errand is None:
                     if not ready:
                         break
-                    socket, events = ready.popleft()
-                    station = table.get(socket)
+                    told = ready.popleft()
+                    station = table.get(told[0])
                     if station is None:
-                        stations.drop_locked(socket)
+                        stations.drop_locked(told[0])
                         continue
-                    quick = stations.changes == self._ready_since and not closed
+                    quick = stations.changes == self._ready_since and not stations.closed_sockets
                     if station.busy or station.paused or self._spread:
                         apart, station = self._part_locked(station), None
                     else:
@@ -278,16 +278,16 @@ class Leadership:
                 count += self._run(errand)
                 errand = None
             elif apart is not None:
-                self._call_apart(apart, socket, events)
+                self._call_apart(apart, *told)
                 return False
             elif station is not None:
                 if quick:
                     try:
-                        station.call(socket, events)
+                        station.call(*told)
                     except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
                         self._report(station, error)
                 else:
-                    self._call(station, socket, events)
+                    self._call(station, *told)
         if errand is not None:
             self.follow_up(errand)
         self._judge(count, started)
@@ -356,7 +356,7 @@ class Leadership:
         return apart
 
     def _call(self, station: Station, socket: Socket, events: SocketEvent) -> None:
-        """Make a call; *events* may have been told for what was wanted before."""
+        """Make a call, perhaps told of what was wanted before."""
         events = station.fits(events)
         if events:
             try:

@@ -177,7 +177,7 @@ def reply_entry(message: Message, value: Value, type: MessageType | None, limit:
     """
     tagged = message[2] & TAGGED
     tag = message[3] if tagged else 0
-    if value.__class__ is bytes and type is None:
+    if isinstance(value, bytes) and type is None:
         kind, payload = BINARY, value
     elif value is None and type is None:
         return encode_parts(BINARY, b"", _BLANK | TAGGED, tag) if tagged else _BLANK_ENTRY
@@ -185,9 +185,9 @@ def reply_entry(message: Message, value: Value, type: MessageType | None, limit:
         kind, payload = value.type, value.payload
     else:
         kind, payload = encoded(value, type)
-    if len(payload) > limit:  # type: ignore[arg-type]
-        raise MessageTooLargeError(len(payload), limit)  # type: ignore[arg-type]
-    return encode_parts(kind, payload, tagged, tag)  # type: ignore[arg-type]
+    if len(payload) > limit:
+        raise MessageTooLargeError(len(payload), limit)
+    return encode_parts(kind, payload, tagged, tag)
 
 
 def failure_entry(flags: int, tag: int, error: BaseException, limit: int) -> Entry:

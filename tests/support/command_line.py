@@ -70,7 +70,9 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """``bbipc serve``, and the address that it prints once it listens."""
     with started("serve", *words) as process:
         greeting = line_of(process)
-        assert greeting.startswith("listening on "), (greeting, process.kill(), ended(process))
+        if not greeting.startswith("listening on "):
+            process.kill()
+            raise AssertionError((greeting, ended(process)))
         yield process, greeting.removeprefix("listening on ").split(";")[0]
 
 
