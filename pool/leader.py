@@ -239,7 +239,7 @@ class Leadership:
             self._lookout.called = True
             self._crew.nudge()
 
-    def _work_off(self, me: int) -> bool:  # noqa: PLR0912, PLR0915 # every frame more is paid by every call
+    def _work_off(self, me: int) -> bool:  # noqa: PLR0912 # every frame more is paid by every call
         """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
         lock, ready, stations, table = self._lock, self._ready, self._stations, self._stations.table
         station: Station | None = None
