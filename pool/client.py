@@ -241,7 +241,7 @@ class MessageClient:
             conversation.tell(kind, payload, deadline)
             conversation.used = 0.0
 
-        self._connections.carry_out(tell, lambda: self._connections.usable(len(payload), deadline))
+        self._connections.carry_out(tell, lambda: self._connections.usable(len(payload), deadline, answered=False))
 
     def __enter__(self) -> Self:
         self._connections.check()

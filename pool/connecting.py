@@ -134,21 +134,21 @@ class Connections:
         """
         patient, most = not self._lender.is_current(), 2 * self._terms.max_message_size
         while True:
-            conversation = full = self.usable(size, deadline, patient=patient)
             limit = self._terms.max_in_flight
-            if conversation.alone:
-                if len(self.standing) <= limit:
-                    return conversation
-                conversation.end(self.closed_error())
-                others = [one for one in list(self.standing) if isinstance(one, Conversation)]
-                full, limit = others[0] if others else conversation, 1
-            elif conversation.has_room(limit, most):
-                return conversation
+            busy = [one for one in list(self.standing) if isinstance(one, Conversation) and one.table]
+            if self._single and len(busy) >= limit:  # each has a connection of its own
+                full, limit = busy[0], 1
+            else:
+                full = self.usable(size, deadline, patient=patient)
+                if full.alone or full.has_room(limit, most):
+                    return full
             if not patient or not full.make_room(limit, most, deadline):
                 raise QueueFullError(self._terms.max_in_flight)
 
-    def usable(self, size: int, deadline: float | None, *, patient: bool = True) -> Conversation:
+    def usable(self, size: int, deadline: float | None, *, patient: bool = True, answered: bool = True) -> Conversation:
         """A connection for a request of *size* bytes, as good as anybody can know.
+
+        *answered*: whether a reply is wanted.
 
         :raises MessageTooLargeError: that is more than is allowed
         :raises OSError, RuntimeError: as ``MessageClient.send`` says
@@ -164,6 +164,9 @@ class Connections:
                 conversation = self._turn.run(partial(self._connect, deadline, patient), deadline)
             if conversation.alone:
                 return conversation
+            if answered and conversation.told and self._terms.reconnect and conversation.pending.style != ECHOES:
+                conversation.set_aside()  # if that was answered all the same, its reply would pass for this one's
+                continue
             self._get_acquainted(conversation, deadline, patient)
             if conversation.open or tries == TRIES:
                 return conversation
@@ -180,6 +183,8 @@ class Connections:
         if pending.style != UNKNOWN:
             self._style = pending.style
             conversation.at_hand = conversation.open and pending.style == ECHOES
+            if not conversation.open:  # since
+                conversation.at_hand = False
         self._single = self._single or (conversation.single and self._terms.reconnect)
 
     # Whoever's turn it is.
@@ -195,9 +200,11 @@ class Connections:
                 raise conversation.failure()
             self.current = None
             self._bury(conversation)
+            if conversation.open:
+                conversation.retire()
         for one in list(self.standing):
-            if isinstance(one, Conversation) and one.alone and one.told:  # its peer has had time to hang up
-                one.end(self.closed_error())
+            if one is not conversation and isinstance(one, Conversation) and one.told and one.retired and not one.table:
+                one.end(self.closed_error())  # its peer has had time to hang up
         self._pause(deadline, patient, waiter)
         conversation = self._begin()
         if not self._single:

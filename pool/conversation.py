@@ -56,7 +56,7 @@ class Conversation(Standby):
                 pass
             try:
                 self.table.pop(call.tag, None)
-                if self._sleepers or self.table or self.outgoing.queue:
+                if self._sleepers or self.table or self.outgoing.queue or self._crowd or self.retired:
                     self._withdraw(call)
             except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
                 self._withdraw(call)
@@ -76,7 +76,8 @@ class Conversation(Standby):
         self._send(future, kind, payload, TAGGED, tag)
         if deadline is not None:
             future.deadline = deadline
-            if self._sweep_at is None or deadline < self._sweep_at:
+            sweep_at = self._sweep_at  # read once: the poller thread takes it away
+            if sweep_at is None or deadline < sweep_at:
                 self._sweep_later(deadline)
         if not self._armed or self.outgoing.stuck:
             self._attend()
@@ -99,10 +100,15 @@ class Conversation(Standby):
         finally:
             self._tellers.pop(waiter, None)
             if self.outgoing.queue:
-                self.outgoing.drop(waiter)
+                self._take_back(waiter)
         self.told = True
         if kind == CLOSE and not self.alone:
             self.retire()
+
+    def set_aside(self) -> None:
+        """It takes no calls any more, and is left to the peer to close."""
+        self.retired = True
+        self.open = self.at_hand = False
 
     def has_room(self, calls: int, size: int) -> bool:
         """Whether fewer than *calls* are outstanding, and fewer than *size* bytes unsent."""
@@ -162,7 +168,9 @@ class Conversation(Standby):
         except BaseException as error:
             self.end(interrupted(error))
             raise
-        if self.outgoing.stuck:  # whoever reads is to wait for room, too
+        if self.outgoing.error is not None:  # in the queue, for which nobody raises it
+            self._hear_out()
+        elif self.outgoing.stuck:  # whoever reads is to wait for room, too
             self._wake_reader()
         elif self._tellers:  # another's request may have left with this one
             self._nudge()
@@ -173,12 +181,20 @@ class Conversation(Standby):
     def _withdraw(self, call: Call) -> None:
         """*call* is over, whatever has become of it."""
         if self.outgoing.queue:
-            self.outgoing.drop(call)
+            self._take_back(call)
             stuck = self.outgoing.stuck and self.outgoing.queue.copy()
             if call.reply is not None and stuck and any(one.owner is call and one.begun for one in stuck):
                 self.retire()  # who answers a request that has not left yet reads no further
         self.table.pop(call.tag, None)
         self._leave(call)
+        if self.reason is None and call.error is None:
+            self._one_less()
+
+    def _take_back(self, owner: object) -> None:
+        """Let *owner*'s request not leave any more; what stood behind it may."""
+        self.outgoing.drop(owner)
+        if self.outgoing.stuck or self._tellers:
+            self._wake_reader()
 
     def _doubted(self, reply: Message) -> float:
         """A server that was sent something that it does not take says so, and is going to close."""

@@ -49,10 +49,15 @@ from bbipc.sockets.stream import StreamSocket
 from pool.calls import Call, Waiter
 from pool.outgoing import Outgoing
 from pool.pending import IN_ORDER, Distrust, Pending
+from pool.told import without_frames
 
+#: seconds between two looks of a thread that waits for the connect: nobody can wake it, and it may be over
+CONNECT_TICK: Final = 0.05
 #: bytes a read: a message of 64 KiB in one; and at most, where much of one message is missing
 READ_SIZE: Final = 65536 + 4096
 LONGEST_READ: Final = 1 << 18
+#: reads at most of who looks what has come unasked
+LOOKS: Final = 8
 
 monotonic: Final = time.monotonic
 
@@ -140,6 +145,10 @@ class Reading:
         try:
             if self.open and self._role.setdefault(0, waiter) is waiter:
                 self._step(seconds)
+                vigil, looks = self._vigil, 0
+                while self.open and looks < LOOKS and vigil is not None and vigil.wait(0.0):
+                    self._take_in()  # the end may stand behind a late reply
+                    looks += 1
         finally:
             try:
                 self._leave(waiter)
@@ -220,7 +229,8 @@ class Reading:
     def _connected(self, left: float | None) -> Vigil | None:
         """To wait with, once the connection stands; waits for that."""
         try:
-            if not self._stream.determined() and not poll_socket(self._stream, SocketEvent.DETERMINED, left):
+            pause = CONNECT_TICK if left is None else min(left, CONNECT_TICK)
+            if not self._stream.determined() and not poll_socket(self._stream, SocketEvent.DETERMINED, pause):
                 return None
             self._stream.read(1, peek=True)  # raises for a connect that failed
             self._vigil = Vigil(self._stream)
@@ -282,6 +292,9 @@ class Reading:
             self.open = self.at_hand = False
         if self._decoder.error is not None:
             self.end(self._decoder.error)
+        self._one_less()
+
+    def _one_less(self) -> None:
         if self.retired and not self.table:
             self.end(_finished())
         if self._crowd:
@@ -379,16 +392,6 @@ _TOLD_AS_THEY_ARE: Final = (ConnectionFailedError, MessageError, PollerClosedErr
 
 def _finished() -> Exception:
     return ConnectionAbortedError(errno.ECONNABORTED, "it is to take no more requests")
-
-
-def without_frames(error: BaseException) -> None:
-    """An error that is kept must not keep, by its frames, what waits for a descriptor."""
-    one: BaseException | None = error
-    for _ in range(9):
-        if one is None:
-            break
-        one.__traceback__ = None
-        one = one.__cause__ or one.__context__
 
 
 def interrupted(error: BaseException) -> Exception:

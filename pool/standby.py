@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from bbipc.events import SocketEvent
@@ -56,7 +58,9 @@ class Standby(Reading):
         self._roomy = False  # the monitor asks for room to write, too
         self._watched = False
         self._reads = self._reads_seen = 0  # how often a thread has waited for a future
+        self._reader_seen: Waiter | Role | None = None
         self._sweep_at: float | None = None
+        self._sweeps: dict[float, Future[None]] = {}  # timers, each at its deadline
         self._called_back: deque[CallFuture] = deque()
         super().__init__(stream, decoder, registry, first_tag=first_tag, spin=spin, alone=alone)
 
@@ -86,16 +90,18 @@ class Standby(Reading):
         if self._role.get(0) is self._mine:  # he calls them when he has given it back
             return
         try:
-            self._poller_thread().call_later(0, self._call_back)
+            soon = self._poller_thread().call_later(0, self._call_back)
         except (OSError, RuntimeError):  # there is none any more
             self._call_back()
+        else:
+            soon.add_done_callback(self._not_called_back)
 
     def _given_up(self) -> None:
         """A reply may come that nobody waits for."""
         if self.pending.style == IN_ORDER:
             self.end(Distrust("a call to a peer that ignores tags was given up"))
-        elif self._crowd:
-            self._tell_crowd()
+        else:
+            self._one_less()
 
     def _attend(self) -> None:
         if self.reason is not None or self._role:
@@ -124,13 +130,26 @@ class Standby(Reading):
 
     def _sweep_later(self, deadline: float) -> None:
         self._sweep_at = deadline
-        self._call_later(max(deadline - monotonic(), 0.0), self._sweep)
+        if deadline not in self._sweeps:
+            timer = self._call_later(max(deadline - monotonic(), 0.0), partial(self._sweep, deadline))
+            if timer is not None:
+                self._sweeps[deadline] = timer
+                if timer.done():  # it has not found itself there
+                    self._sweeps.pop(deadline, None)
 
-    def _call_later(self, delay: float, action: Callable[[], None]) -> None:
+    def _call_later(self, delay: float, action: Callable[[], None]) -> Future[None] | None:
         try:
-            self._poller_thread().call_later(delay, action)
+            return self._poller_thread().call_later(delay, action)
         except (OSError, RuntimeError) as error:
             self.end(error)
+            return None
+
+    def _end(self, reason: Exception) -> None:
+        super()._end(reason)
+        for deadline in list(self._sweeps):
+            timer = self._sweeps.pop(deadline, None)
+            if timer is not None:  # which would keep this until then
+                timer.cancel()
 
     # The poller thread.
 
@@ -139,26 +158,30 @@ class Standby(Reading):
         self._watched = False
         if not self.table or self.reason is not None or self._armed:
             return
-        if self._role or self._reads != self._reads_seen:
+        reader = self._role.get(0)
+        if reader is not None or self._reads != self._reads_seen:
             self._reads_seen = self._reads
-            self._watch_later()
+            if reader is None or reader is not self._reader_seen:  # the same one for long: he passes on when he leaves
+                self._watch_later()
         else:
             self._arm()
+        self._reader_seen = reader
 
-    def _sweep(self) -> None:
+    def _sweep(self, deadline: float) -> None:
         """Let those fail whose time is up."""
+        self._sweeps.pop(deadline, None)
         self._sweep_at = None
         now, following = monotonic(), None
         for call in list(self.table.values()):
-            deadline = call.deadline if isinstance(call, CallFuture) else None
-            if deadline is None:
+            until = call.deadline if isinstance(call, CallFuture) else None
+            if until is None:
                 continue
-            if deadline <= now:
+            if until <= now:
                 self.give_up(call)
                 call.fail(TimeoutError("no reply came in time"))
                 self._nudge()
-            elif following is None or deadline < following:
-                following = deadline
+            elif following is None or until < following:
+                following = until
         if following is not None:
             self._sweep_later(following)
 
@@ -182,13 +205,18 @@ class Standby(Reading):
             self._call_back()
 
     def _turn(self) -> None:
-        if self._vigil is None and (not self._stream.determined() or self._connected(0) is None):
+        if self._vigil is None and self._connected(0) is None:
             return
         if self.outgoing.stuck:
             self._flush()
         if self._roomy and not self.outgoing.stuck:
             self._arm()
         self._take_in()
+
+    def _not_called_back(self, soon: Future[None]) -> None:
+        """The poller thread was closed before it came to that."""
+        if soon.cancelled() or soon.exception() is not None:
+            self._call_back()
 
     def _call_back(self) -> None:
         while True:

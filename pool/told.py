@@ -26,3 +26,13 @@ def with_facts(error: E, *, sent: int, unsent: int) -> E:
     other = again(error)
     vars(other).update(sent=sent, unsent=unsent)
     return other
+
+
+def without_frames(error: BaseException) -> None:
+    """An error that is kept must not keep, by its frames, what waits for a descriptor."""
+    one: BaseException | None = error
+    for _ in range(9):
+        if one is None:
+            break
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
