@@ -42,8 +42,12 @@ class Later:
             self._resting.pop()
         except IndexError:
             return
-        with contextlib.suppress(PollerClosedError):  # the server ends
-            self._loop.call_later(0, self._run)
+        try:
+            with contextlib.suppress(PollerClosedError):  # the server ends
+                self._loop.call_later(0, self._run)
+        except BaseException:  # a Ctrl-C, or no memory: the next one starts it
+            self._resting.append(None)
+            raise
 
     def _run(self) -> None:
         self._resting.append(None)

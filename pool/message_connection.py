@@ -7,8 +7,9 @@ Law of this file: answering, and the end.  Where handlers run is decided in ``me
 
 The end.  Whoever wants it sets ``ending``: no read begins from then on.  The connection is *concluded* when no token is
 missing and nothing waits, by whoever finds that; each who gives a token back looks, so somebody does.  (Looked at in
-this order: ``ending``, the reader, the lane, the queue, the places.  Behind the reader nothing enters the lane, behind
-an empty lane nothing enters the queue, behind an empty queue nobody who takes a place finds anything.)  Then the last
+this order: ``ending``, the reader, the lane, the queue, the turn, the places.  Behind the reader nothing enters the
+lane; what was on its way from there to the queue has the turn until it is answered, and that is done with a place;
+behind an empty queue nobody who takes a place finds anything.)  Then the last
 reply goes out, and behind it the stream is closed: at once, or, where the peer may still be sending, after it was told
 with a shutdown and read for a while (*lingering*).  A close with bytes unread is a reset, and may cost the peer that
 last reply.
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bbipc.errors import SocketError
-from bbipc.messages.frames import SMALL
+from bbipc.messages.frames import SMALL, Decoder
 from bbipc.messages.message import NO_RESPONSE, TAGGED, Message, MessageType
 from bbipc.sockets.stream import StreamSocket
 from pool.message_inbox import Inbox
@@ -119,13 +120,12 @@ class MessageConnection(Inbox):
         self.flush()
         if self.lingering:
             self.bury()
+        self.conclude()
 
     def cut(self) -> None:
         """Close it now.  What was read and not given to a handler yet is dropped.  Any thread."""
         self.discards = True
         self.lose()
-        self.discard()
-        self.conclude()
 
     def discard(self) -> None:
         """Drop what waits.  Where all places are taken, whoever gives one back does it."""
@@ -145,11 +145,12 @@ class MessageConnection(Inbox):
 
     def stream_closed(self, _error: Exception) -> None:
         """The hook of its monitor: the stream was closed, or whoever waits for it has ended."""
+        self._orphaned = True  # first: whoever blocks or lingers from now on sees it, and we see who did before
         if self.stream.closed or self.blocked or self.lingering:
             self.lose()
-        else:  # what is in flight is answered, as far as the kernel takes it at once
-            self._orphaned = True
+        else:  # what is in flight is answered, as far as the kernel takes it at once; nobody runs what waits
             self.begin_end(None, patient=False)
+            self.discards = True
         self.conclude()
 
     def begin_end(self, last: Entry | None, *, patient: bool) -> None:
@@ -162,7 +163,13 @@ class MessageConnection(Inbox):
 
     def conclude(self) -> None:
         """Go on towards the end, if nothing is in flight any more."""
-        if not self.ending or not self._reader or self._lane or self.queue:
+        if not self.ending:
+            return
+        if self.part and self.stream.closed:
+            self._drop_part()
+        if self.discards:
+            self.discard()
+        if not self._reader or self._lane or self.queue or not self._turn:
             return
         if len(self.places) < self.service.limits.max_in_flight:
             return
@@ -173,6 +180,20 @@ class MessageConnection(Inbox):
             if self._last_entry is not None:
                 self._unsent.append(self._last_entry)
         self.flush()
+
+    def _drop_part(self) -> None:
+        """Nothing completes it any more.  Who has the reader comes here when he has given it back."""
+        try:
+            self._reader.pop()
+        except IndexError:
+            return
+        try:
+            if self.part:
+                self._note_part(0)
+                limit = self.service.limits.max_message_size
+                self._decoder = Decoder(max_message_size=limit, accept_unsigned=self.service.accept_unsigned)
+        finally:
+            self._reader.append(None)
 
     def flushed(self) -> None:
         """See Output: nothing waits to be sent."""
@@ -193,7 +214,7 @@ class MessageConnection(Inbox):
         if self._orphaned:
             self.mute, self.blocked = True, False
             return
-        self._ask()
+        self.ask()
         if not self.watched:
             self.service.sweep.watch(self)
 
@@ -208,11 +229,11 @@ class MessageConnection(Inbox):
             self.stream.shutdown_write()
         except SocketError:
             return False
-        if self._orphaned:
-            return False
         with self._lock:
             self.lingering = True
             self._ask_locked()
+        if self._orphaned:  # looked at behind it, see stream_closed()
+            return False
         self.service.sweep.watch(self)
         return True
 
@@ -222,6 +243,6 @@ class MessageConnection(Inbox):
             gone, self._gone = self._gone, True
         if not gone:
             self.stream.close()
-            if self._known_part:
-                self._note_part(0)
+            if self.part:
+                self._drop_part()
             self.service.left(self)

@@ -7,8 +7,8 @@ once; who reads has the *reader*, a token (the one element of a list, taken with
 lock is taken for what is seldom, and nothing is called under it but the monitor.
 
 Order.  Requests with a tag go into the queue at once.  Of the others one at a time is there, or with the handler:
-there is a token for that, the *turn*.  The others wait in the lane.  Whoever has answered one puts the next into the
-queue before he takes it out of the lane, so that it is in one of the two at every moment.
+there is a token for that, the *turn*.  The others wait in the lane.  Only who has taken the turn takes one out of the
+lane; it is missing until that one is answered.
 
 Holding.  A connection is not read while too much of it is unanswered, unsent, or has not come in full (``holds`` says
 why).  That is found by the reader, when there is something to read; whoever removes what is in the way looks at
@@ -17,7 +17,6 @@ why).  That is found by the reader, when there is something to read; whoever rem
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -54,32 +53,13 @@ class Inbox(Output):
     where handlers run.
     """
 
+    # fmt: off
     __slots__ = (
-        "peer",
-        "service",
-        "requests",
-        "part",
-        "holds",
-        "ending",
-        "lingering",
-        "watched",
-        "counted",
-        "queue",
-        "places",
-        "start",
-        "_common_places",
-        "_decoder",
-        "_monitor",
-        "_reader",
-        "_lane",
-        "_turn",
-        "_unusual",
-        "_heavy",
-        "_known_part",
-        "_lock",
-        "_closed_by_peer",
-        "_drained",
+        "peer", "service", "requests", "part", "holds", "ending", "lingering", "watched", "unasked", "counted",
+        "queue", "places", "start", "_common_places", "_decoder", "_monitor", "_reader", "_lane", "_turn", "_unusual",
+        "_heavy", "_known_part", "_lock", "_closed_by_peer", "_drained",
     )
+    # fmt: on
 
     def __init__(self, service: Service, stream: StreamSocket, peer: Peer, start: Callable[[Any], object]) -> None:
         super().__init__(stream)
@@ -97,6 +77,7 @@ class Inbox(Output):
         self._unusual = False  # any of these, or blocked
         self._heavy = 0  # bytes of long requests that are not answered yet
         self.watched = False  # the sweep's
+        self.unasked = False  # the monitor could not be told; guarded by the lock
         self.counted = False  # the service's
         self.queue: deque[Message] = deque()
         self.places: list[None] = [None] * limits.max_in_flight
@@ -179,12 +160,12 @@ class Inbox(Output):
             self.blocked = False
             self.flush()
             self.go_on()
-            self._ask()
+            self.ask()
         if events & READ.value:
             if self.lingering:
                 self._drain()
             elif self.ending:
-                self._ask()
+                self.ask()
             elif self._may_read():
                 self._read()
 
@@ -267,8 +248,8 @@ class Inbox(Output):
             except IndexError:
                 return
             if self._lane:
-                self.queue.append(self._lane[0])
-                self._lane.popleft()
+                message = self._lane.popleft()
+                self.queue.append(message)
                 return
             self._turn.append(None)
 
@@ -325,7 +306,9 @@ class Inbox(Output):
         service = self.service
         crowded = service.crowded()
         with self._lock:
-            few = (self.backlog() + self.in_flight()) * 2 <= service.limits.max_in_flight
+            backlog = self.backlog()
+            few = (backlog + self.in_flight()) * 2 <= service.limits.max_in_flight
+            few = few or not (backlog or not self.places)  # or replies that come much later would stop it for ever
             light = self._heavy <= service.limits.most_held
             if few and light and not crowded:
                 self.holds &= ~_REQUESTS
@@ -334,7 +317,7 @@ class Inbox(Output):
         if self.holds & _MEMORY and service.unverified.may_go_on(self):
             with self._lock:
                 self.holds &= ~_MEMORY
-        self._ask()
+        self.ask()
         if self.holds & _REQUESTS and few and light:
             service.hold(self)
 
@@ -342,22 +325,27 @@ class Inbox(Output):
         """Whether so much waits to be sent that no further request is answered."""
         return self.blocked and self.unsent() > self.service.limits.most_unsent
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Let the monitor know what is to be told now.  Any thread."""
         with self._lock:
             self._ask_locked()
 
     def _ask_locked(self) -> None:
-        """Let the monitor know what is to be told now."""
         reads = self.lingering or not (self.ending or self.holds)
         self._unusual = self.blocked or self.lingering or not reads
         if self._monitor is None:
             return
         wanted = (READ.value if reads else 0) | (ROOM_TO_WRITE if self.blocked else 0)
-        with contextlib.suppress(OSError):
+        self.unasked = False
+        try:
             if wanted:
                 self._monitor.set_events(EVENTS[wanted])
             else:
                 self._monitor.pause()
+        except OSError:  # closed; or the system is short of memory, and the sweep asks again
+            if not self.stream.closed:
+                self.unasked = True
+                self.service.sweep.watch(self)
 
     def _note_part(self, part: int) -> None:
         """So much of a message has come, and not all of it."""
@@ -374,6 +362,10 @@ class Inbox(Output):
             self._heavy += size
 
     # How much there is.
+
+    def being_read(self) -> bool:
+        """Whether somebody may have read bytes that are not noted yet."""
+        return not self._reader
 
     def missing(self) -> int:
         """How many bytes are missing of the message that has not come in full."""

@@ -103,13 +103,16 @@ class Service:
 
     def relieve(self) -> None:
         """Requests were answered: let those be read who were not because there were too many."""
-        if len(self.places) * 2 >= self.limits.max_in_flight_total:
-            for _ in range(len(self.held)):
-                try:
-                    client, _ = self.held.popitem()
-                except KeyError:
-                    return
-                client.go_on()
+        free = len(self.places)
+        most = len(self.held)
+        if free * 2 < self.limits.max_in_flight_total:  # one: the others may be taken by replies that come much later
+            most = min(free, most, 1)
+        for _ in range(most):
+            try:
+                client, _ = self.held.popitem()
+            except KeyError:
+                return
+            client.go_on()
 
     def feed_starved(self) -> None:
         """There are places, perhaps: whoever has found none may look again.  He passes this on."""
@@ -137,6 +140,7 @@ class Service:
     def left(self, client: Client) -> None:
         """Its connection is closed, and none of its requests is in flight."""
         self.sweep.forget(client)
+        self.held.pop(client, None)
         with self._lock:
             _add_up(self._counts, client)
             client.counted = True

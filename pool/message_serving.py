@@ -169,13 +169,15 @@ class DirectConnection(PlacedConnection):
     def work_off(self) -> int | None:  # noqa: PLR0912 # the hot path, in one frame
         """Answer up to ``turn`` requests, with a place; how many.  ``None``: the place is gone with one."""
         queue, handler, limit = self.queue, self.handler, self.service.limits.max_message_size
-        count, last = 0, time.monotonic() if len(queue) > 1 else 0.0
+        count, last = 0, time.monotonic() if len(queue) > 1 or self._lane else 0.0
         while count < self.turn and not self.discards:
             try:
                 message = queue.popleft()
             except IndexError:
                 break
             count += 1
+            if self.holds and not queue:  # the handler may take long
+                self.go_on()
             request = Request(message, self)
             entry: Entry | None
             try:
@@ -192,7 +194,7 @@ class DirectConnection(PlacedConnection):
                         return None
                     entry = self.settle(request, value)
             if entry is not None and not message[2] & NO_RESPONSE:
-                if len(entry) == 1 and (queue or self._lane):  # small, and more to come: all with one call
+                if last and len(entry) == 1 and (queue or self._lane):  # small, and more to come: all with one call
                     self._unsent.append(entry)
                 else:
                     self.send(entry)

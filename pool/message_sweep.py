@@ -56,6 +56,14 @@ class Swept(Protocol):
     blocked: bool
     lingering: bool
     holds: int
+    unasked: bool
+
+    def ask(self) -> object:
+        """Tell the monitor once more what is wanted, as it could not be told."""
+
+    def being_read(self) -> bool:
+        """Whether somebody may have read bytes that ``part`` does not count yet."""
+        ...
 
     def busy(self) -> bool:
         """Whether requests are in flight, or wait."""
@@ -141,8 +149,12 @@ class Sweep:
             self._resting.pop()
         except IndexError:
             return
-        self._last = time.monotonic()
-        self._again()
+        try:
+            self._last = time.monotonic()
+            self._again()
+        except BaseException:  # a Ctrl-C, or no memory: the next one starts it
+            self._resting.append(None)
+            raise
 
     def _again(self) -> None:
         assert self._loop is not None, "the server has not been started"
@@ -175,13 +187,16 @@ class Sweep:
             if self._has_something(client):  # since a moment ago; its thread may have seen it watched
                 self.watch(client)
             return
+        if client.unasked:
+            client.ask()
         why = self._judge(client, watch, self._clock)
         if why is not None:
             self._cut(client, why)
 
     def _has_something(self, client: Swept) -> bool:
-        something = client.part or client.blocked or client.lingering or self._limits.idle_timeout is not None
-        return bool(something) and not client.counted
+        something = client.part or client.blocked or client.lingering or client.unasked
+        something = something or self._limits.idle_timeout is not None
+        return bool(something) and not (client.counted or client.stream.closed)
 
     def _judge(self, client: Swept, watch: _Watch, now: float) -> Cut | None:
         """For what it is to be cut, if for anything."""
@@ -230,14 +245,17 @@ def _is_pressed_and_still(client: Swept, watch: _Watch, now: float) -> bool:
         watch.pressed_base = client.part
     if spent < PRESSING_TIME:
         return False
-    wanted = min(PRESSING, client.missing())
     try:
         unread = client.stream.read(PRESSING, peek=True) or b""
     except SocketError:
         return True
-    if client.part - watch.pressed_base + len(unread) < wanted:
+    if client.being_read() or not client.has_to_deliver():  # what was read before the peek may not be noted
+        return False
+    part = client.part
+    come = part - watch.pressed_base  # negative: it is another message
+    if come >= 0 and come + len(unread) < min(PRESSING, client.missing()):
         return True
-    watch.pressed_base = client.part
+    watch.pressed_base = part
     watch.pressed.restart(now)
     return False
 

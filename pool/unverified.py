@@ -36,7 +36,8 @@ class Unverified(Generic[H]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.RLock()
-        self._held: dict[H, None] = {}  # these three are guarded by the lock
+        self._parts: dict[H, int] = {}  # who holds how much; these four are guarded by the lock
+        self._held: dict[H, None] = {}
         self._favourite: H | None = None
         self.total = 0
 
@@ -44,6 +45,9 @@ class Unverified(Generic[H]):
         """*holder* holds so many bytes more than before; fewer, if negative: his message is complete, or he is gone."""
         with self._lock:
             self.total += bytes_more
+            part = self._parts.pop(holder, 0) + bytes_more
+            if part:
+                self._parts[holder] = part
             if bytes_more >= 0:
                 return
             self._held.pop(holder, None)
@@ -56,7 +60,7 @@ class Unverified(Generic[H]):
     def may_go_on(self, holder: H) -> bool:
         """Whether *holder*, who holds some bytes, is to be read any further; if not, he is told when he is."""
         with self._lock:
-            if self.total <= self._limit:
+            if self.total <= self._limit or holder not in self._parts:  # he may have lost them a moment ago
                 return True
             if self._favourite is None:
                 self._favourite = holder

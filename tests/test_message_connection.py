@@ -298,6 +298,7 @@ def test_untagged_requests_are_in_one_place_at_every_moment(service: Service) ->
 
     class Watched(type(queue)):  # type: ignore[misc]
         def append(self, message: Message) -> None:
+            assert not connection._turn
             lookers.append(Worker(connection.conclude))
             until(lambda: places.reached.is_set() or not lookers[0].is_alive())
             super().append(message)
@@ -311,6 +312,22 @@ def test_untagged_requests_are_in_one_place_at_every_moment(service: Service) ->
     connection.run()
     assert stream.frames() == [string("1"), string("2")]
     assert is_over(connection)
+
+
+def test_a_request_that_is_answered_on_its_way_into_the_queue_is_answered_once(service: Service) -> None:
+    """The next one leaves the lane, and is answered by a colleague before who has put it there goes on."""
+    connection, stream, _ = make(service)
+    connection.turn = 1
+    feed(connection, *map(text, range(1, 5)))
+
+    class Quick(type(connection.queue)):  # type: ignore[misc]
+        def append(self, message: Message) -> None:
+            super().append(message)
+            Worker(connection.run).outcome()
+
+    connection.queue = Quick(connection.queue)
+    connection.run()
+    assert sorted(frame.text for frame in stream.frames()) == ["1", "2", "3", "4"]
 
 
 # Holding, and places.
@@ -336,6 +353,30 @@ def test_what_was_in_the_way_may_go_before_anybody_knows_of_it(service: Service)
     assert monitor.events == DATA | END
     connection.on_ready(stream, DATA)  # type: ignore[arg-type]
     assert connection.requests == 1
+
+
+def test_replies_that_come_much_later_do_not_stop_the_reading_of_others(service: Service) -> None:
+    connection, stream, _ = make(service)
+    connection.places.clear()
+    feed(connection, text(1, TAGGED))
+    assert connection.holds
+    connection.places.append(None)  # three of four are still with the handler
+    connection.go_on()
+    assert not connection.holds
+    connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+    assert connection.requests == 1
+
+
+def test_with_few_places_of_the_server_one_place_wakes_one_connection(service: Service) -> None:
+    connections = [make(service)[0] for _ in range(3)]
+    service.places.clear()
+    for connection in connections:
+        feed(connection, text(1, TAGGED))
+        assert connection.holds
+    for left in (2, 1, 0):
+        service.places.append(None)
+        service.relieve()
+        assert [bool(connection.holds) for connection in connections].count(True) == left
 
 
 def test_a_place_that_is_given_back_while_somebody_starves_is_his(service: Service) -> None:
@@ -379,7 +420,7 @@ def test_the_end_waits_for_the_reader(service: Service, way: str) -> None:
 
     stream.in_read = ask_for_the_end
     feed(connection, text(1, TAGGED))
-    assert len(service.table) == 1
+    assert len(service.table) == (0 if way == "cut" else 1)  # the reader himself drops what he has read
     connection.run()
     assert is_over(connection)
     assert stream.frames() == ([tagged(string("1"), 1)] if way == "end" else [])
@@ -417,15 +458,48 @@ def test_an_end_with_bytes_unread_is_told_before_it_is_made(service: Service) ->
 
 def test_who_waits_for_its_events_may_end_before_the_reply(service: Service) -> None:
     """The reply goes out, as far as the kernel takes it; nobody waits for the rest."""
+
+    def handler(request: Request) -> str:
+        connection.stream_closed(RuntimeError("the pool was shut down"))
+        assert not stream.closed
+        return str(request.value)
+
+    service.handler = handler
     for room in (1 << 20, 10):
         connection, stream, _ = make(service)
         stream.room = room
         feed(connection, text(1, TAGGED))
-        connection.stream_closed(RuntimeError("the pool was shut down"))
-        assert not stream.closed
         connection.run()
         assert is_over(connection)
         assert (connection.replies, connection.dropped) == ((1, 0) if room > 10 else (0, 1))
+
+
+def test_what_waits_when_nobody_runs_it_any_more_is_dropped(service: Service) -> None:
+    connection, stream, _ = make(service)
+    feed(connection, text(1, TAGGED), text(2), text(3))
+    connection.stream_closed(RuntimeError("the pool was shut down"))
+    assert is_over(connection)
+    assert stream.frames() == []
+    assert service.counts()["dropped_requests"] == 3
+
+
+@pytest.mark.parametrize("while_reading", [False, True])
+def test_a_lost_connection_holds_no_part_of_a_message(service: Service, *, while_reading: bool) -> None:
+    """A request of it is with the handler, for as long as that takes."""
+    connection, stream, _ = make(service)
+    connection.places.pop()
+    if while_reading:
+        stream.in_read = connection.cut
+    stream.incoming.append(encode(Message.binary(bytes(100_000)))[:50_000])
+    connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+    if not while_reading:
+        assert service.unverified.total == connection.part == 50_000
+        connection.cut()
+    assert len(service.table) == 1
+    assert service.unverified.total == connection.part == 0
+    connection.places.append(None)
+    connection.conclude()
+    assert is_over(connection)
 
 
 def test_the_monitor_may_come_after_its_first_call(service: Service) -> None:

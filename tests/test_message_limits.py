@@ -220,10 +220,10 @@ class Client:
     def __init__(self, **facts: Any) -> None:
         self.peer: Peer = None
         self.unread = False
-        self.stream: Any = mock.Mock(data_available=lambda: self.unread)
+        self.stream: Any = mock.Mock(data_available=lambda: self.unread, closed=False)
         self.watched = self.counted = self.blocked = self.lingering = False
         self.requests = self.replies = self.sent = self.part = self.holds = 0
-        self.is_busy = self.pressed = False
+        self.is_busy = self.pressed = self.unasked = self.reading = False
         self.in_kernel = 0
         self.stream.read.side_effect = lambda size, peek: bytes(min(self.in_kernel, size))
         vars(self).update(facts)
@@ -233,6 +233,12 @@ class Client:
 
     def has_to_deliver(self) -> bool:
         return self.pressed
+
+    def being_read(self) -> bool:
+        return self.reading
+
+    def ask(self) -> None:
+        raise AssertionError("it could be asked")
 
     def missing(self) -> int:
         return 100_000
