@@ -125,7 +125,8 @@ class MessageClient:
 
         ``str`` is sent as STRING, a buffer as BINARY, ``None`` as CLOSE, unless *type* says otherwise.  *timeout*:
         seconds for all of it, connecting too; ``None``: no limit.  *no_response*: let the server answer nothing, and
-        return when the kernel has taken the message.  Blocks the calling thread, whichever it is.
+        return when the kernel has taken the message; a later request may overtake it.  Blocks the calling thread,
+        whichever it is.
 
         :raises TimeoutError: the reply has not come in time; it may have been handled
         :raises RemoteHandlerError: the server's handler failed; the text says with what
