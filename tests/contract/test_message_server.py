@@ -110,7 +110,8 @@ def test_the_reserved_word_without_the_bit_means_nothing(namespace: Namespace, w
 
 def test_no_value_is_a_blank_response(namespace: Namespace, workers: Workers) -> None:
     with served(namespace, workers) as (_, peer):
-        assert ask(peer, string("nothing"), tagged(string("nothing"), 5)) == [BLANK, tagged(BLANK, 5)]
+        assert ask(peer, string("nothing")) == [BLANK]
+        assert ask(peer, tagged(string("nothing"), 5)) == [tagged(BLANK, 5)]
 
 
 def test_who_wants_no_response_gets_none(namespace: Namespace, workers: Workers) -> None:
@@ -130,13 +131,15 @@ def test_what_is_to_be_discarded_is_not_for_the_handler(namespace: Namespace, wo
         called.append(request.value)
 
     with served(namespace, workers, handler=handler) as (_, peer):
-        assert ask(peer, string("x", DISCARD), tagged(string("x", DISCARD), 9)) == [BLANK, tagged(BLANK, 9)]
+        assert ask(peer, string("x", DISCARD)) == [BLANK]
+        assert ask(peer, tagged(string("x", DISCARD), 9)) == [tagged(BLANK, 9)]
     assert called == []
 
 
 def test_a_failure_is_told_by_name(namespace: Namespace, workers: Workers) -> None:
     with served(namespace, workers) as (it, peer):
-        first, second = ask(peer, string("fail"), tagged(string("fail"), 3))
+        (first,) = ask(peer, string("fail"))
+        (second,) = ask(peer, tagged(string("fail"), 3))  # together they may be answered in any order
         assert first is not None
         assert is_failure(first)
         assert first.text == "KeyError: 'secret'"
