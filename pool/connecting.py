@@ -164,7 +164,8 @@ class Connections:
                 conversation = self._turn.run(partial(self._connect, deadline, patient), deadline)
             if conversation.alone:
                 return conversation
-            if answered and conversation.told and self._terms.reconnect and conversation.pending.style != ECHOES:
+            echoes = ECHOES in (conversation.pending.style, self._style)
+            if answered and conversation.told and self._terms.reconnect and not echoes:
                 conversation.set_aside()  # if that was answered all the same, its reply would pass for this one's
                 continue
             self._get_acquainted(conversation, deadline, patient)

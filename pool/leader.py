@@ -22,10 +22,10 @@ Nobody waits behind a slow call.
 A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).
 
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
-runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several
-workers at once, each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are
-left; where calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves
-itself comes behind the next look at the sockets, so one without end starves nobody.
+runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several workers at once,
+each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are left; where
+calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves itself comes
+behind the next look at the sockets, so one without end starves nobody.
 
 Who guards what: everything here belongs to the lock of the stations; the order is this one, the poller's, a socket's.
 Nothing is asked of the crew while it is held, nor the other way round: neither comes first.

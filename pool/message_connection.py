@@ -9,10 +9,9 @@ The end.  Whoever wants it sets ``ending``: no read begins from then on.  The co
 missing and nothing waits, by whoever finds that; each who gives a token back looks, so somebody does.  (Looked at in
 this order: ``ending``, the reader, the lane, the queue, the turn, the places.  Behind the reader nothing enters the
 lane; what was on its way from there to the queue has the turn until it is answered, and that is done with a place;
-behind an empty queue nobody who takes a place finds anything.)  Then the last
-reply goes out, and behind it the stream is closed: at once, or, where the peer may still be sending, after it was told
-with a shutdown and read for a while (*lingering*).  A close with bytes unread is a reset, and may cost the peer that
-last reply.
+behind an empty queue nobody who takes a place finds anything.)  Then the last reply goes out, and behind it the stream
+is closed: at once, or, where the peer may still be sending, after it was told with a shutdown and read for a while
+(*lingering*).  A close with bytes unread is a reset, and may cost the peer that last reply.
 """
 
 from __future__ import annotations
