@@ -186,7 +186,11 @@ class Connections:
             conversation.at_hand = conversation.open and pending.style == ECHOES
             if not conversation.open:  # since
                 conversation.at_hand = False
-        self._single = self._single or (conversation.single and self._terms.reconnect)
+        self._note_manners(conversation)
+
+    def _note_manners(self, conversation: Conversation) -> None:
+        if conversation.single and self._terms.reconnect:
+            self._single = True
 
     # Whoever's turn it is.
 
@@ -237,6 +241,7 @@ class Connections:
     def _bury(self, conversation: Conversation) -> None:
         """Note what became of a connection that is not used any more."""
         self.late += conversation.pending.late
+        self._note_manners(conversation)
         if conversation.pending.style == UNKNOWN and conversation.reason is not None:
             self._failed(conversation.ended, conversation.failure())
         else:

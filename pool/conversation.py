@@ -139,11 +139,11 @@ class Conversation(Standby):
 
     def probe(self, seconds: float) -> None:
         """The peer has answered without a tag: see whether it hangs up then.  By one at a time."""
-        if not self.probed and not self.table:
+        until, patient = monotonic() + seconds, not self.probed
+        while patient and self.open and not self.table:  # the crowd is told of other things, too
             waiter = Waiter()
             self._crowd[waiter] = None
-            if self.open:
-                self.attend(waiter, monotonic() + seconds)
+            patient = self.open and self.attend(waiter, until)
             self._crowd.pop(waiter, None)
         self.probed = True
 

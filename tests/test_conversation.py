@@ -27,7 +27,7 @@ from pool.replies import Reading
 from pool.turn import Turn
 from tests.support.alarm import alarms
 from tests.support.makers import PATIENCE, Worker
-from tests.support.messaging import TAGGED, Peer, ScriptedServer, echo, requests_of
+from tests.support.messaging import TAGGED, Peer, ScriptedServer, echo, echo_once, requests_of
 from tests.support.serving import until
 
 
@@ -116,6 +116,7 @@ def test_a_reply_whose_dealing_out_was_interrupted_is_dealt_out_again(name: str)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what was just made, and nobody's yet, is collected
 def test_ctrl_c_in_the_middle_of_calls(short_dir: Path) -> None:
     """60 interrupts; threads beside it that must never notice, but for the connection's end."""
     hits = 0
@@ -288,6 +289,38 @@ def test_the_end_is_told_once_and_to_who_comes_too_late() -> None:
                 late(1, b"x", None)
             assert isinstance(caught.value.__cause__, SocketClosedError)
         assert conversation.table == {}
+
+
+def test_who_looks_whether_the_peer_hangs_up_waits_for_that_and_nothing_else() -> None:
+    """Whoever had the first reply tells the crowd once more, when he leaves: the look went on for too short a time."""
+    other, one = bbipc.local_stream_pair()
+    with other, PollerThread() as poller_thread:
+        conversation = Conversation(one, Decoder(), {}, lambda: poller_thread)
+        asker = Worker(lambda: conversation.ask(1, b"x", None))
+        until(lambda: other.read(100) is not None)
+        other.write(encode(Message(MessageType.STRING, b"X\0")))
+        asker.outcome()
+        prober = Worker(lambda: conversation.probe(PATIENCE))
+        for _ in range(10):
+            until(lambda: bool(conversation._crowd))
+            (waiter,) = conversation._crowd
+            conversation._tell_crowd()
+            until(lambda: waiter not in conversation._crowd)  # noqa: B023
+        assert not conversation.probed
+        other.close()
+        prober.outcome()
+        assert conversation.single
+
+
+def test_a_hang_up_that_somebody_saw_by_chance_counts(short_dir: Path) -> None:
+    """He who read it was not looking for it; the next connection was shared again, and lost, and the one behind it."""
+    with ScriptedServer(echo_once, short_dir / "s"), MessageClient(short_dir / "s", timeout=PATIENCE) as client:
+        assert client.send(b"x") == b"X"
+        conversation = conversation_of(client)
+        conversation.look(PATIENCE)
+        assert not conversation.open
+        assert client.send(b"x") == b"X"
+        assert client._connections.current is None
 
 
 # Turns.

@@ -327,6 +327,42 @@ def test_each_body_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
         it.client.requests += 1
 
 
+def test_who_is_just_being_read_is_not_cut_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has taken the rest from the kernel and has not noted it yet; or has noted it behind the peek."""
+    it = Swept(monkeypatch, Client(part=65_536, pressed=True, reading=True))
+    assert it.after(2) == []
+    it.client.reading = False
+
+    def noted(size: int, peek: bool) -> bytes:
+        it.client.part, it.client.pressed = 0, False
+        return b""
+
+    it.client.stream.read.side_effect = noted
+    assert it.after(1) == []
+
+
+def test_a_closed_connection_is_cut_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests are in flight; there is nobody to wait for."""
+    it = Swept(monkeypatch, Client(part=1), header_timeout=2.0)
+    it.client.stream.closed = True
+    assert it.after(5) == []
+
+
+def test_a_monitor_that_could_not_be_told_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Swept(monkeypatch, client := Client(unasked=True))
+    asked: list[float] = []
+
+    def ask() -> None:
+        asked.append(it.now)
+        client.unasked = len(asked) < 3
+
+    monkeypatch.setattr(client, "ask", ask)
+    assert it.after(0.75) == []
+    assert len(asked) == 3
+    assert it.after(0.5) == []
+    assert not it.sweep._watched
+
+
 def test_who_is_pressed_has_to_deliver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read or not: what waits in the kernel counts."""
     it = Swept(monkeypatch, Client(part=100, pressed=True))
@@ -469,6 +505,18 @@ def test_up_to_the_limit_everybody_is_read() -> None:
     assert unverified.may_go_on(one)
     assert unverified.may_go_on(other)
     assert not unverified.has_to_deliver(one)
+
+
+def test_who_is_gone_is_no_favourite_of_those_who_wait() -> None:
+    """He was to go on, and was cut before he did."""
+    unverified: Unverified[Holder] = Unverified(100)
+    gone, first, second = Holder(), Holder(), Holder()
+    for holder in (gone, first, second):
+        unverified.change(holder, 60)
+    unverified.change(gone, -60)
+    assert unverified.may_go_on(gone)
+    assert not unverified.has_to_deliver(gone)
+    assert [unverified.may_go_on(holder) for holder in (first, second)] == [True, False]
 
 
 def test_past_the_limit_one_is_read_and_behind_him_who_has_the_least_to_go() -> None:

@@ -12,11 +12,14 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+#: what eventfd() is called with
+_NEW: Final = ((0,), (getattr(os, "EFD_NONBLOCK", 0) | getattr(os, "EFD_CLOEXEC", 0),))
+
 
 class Waker:
     """An eventfd on Linux (a write never finds it full: 2**64 - 2 wakes fit), a socket pair elsewhere."""
 
-    __slots__ = ("number", "_pair")
+    __slots__ = ("number", "_pair", "_owned")
 
     def __init__(self, *, retired: bool = False) -> None:
         """*retired*: one without a descriptor, for the place of one that is given up; nobody waits for it.
@@ -28,7 +31,10 @@ class Waker:
         if retired:
             return
         if hasattr(os, "eventfd"):
-            self.number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            # Made and kept in one call, which lets go of the GIL: a Ctrl-C behind it would lose the number for good.
+            self._owned: list[int] = []
+            self._owned.extend(map(os.eventfd, *_NEW))
+            self.number = self._owned[0]
         else:
             reader, writer = socket.socketpair()
             reader.setblocking(False)
@@ -65,8 +71,9 @@ class Waker:
         if pair is not None:
             for end in pair:
                 end.close()
-        elif getattr(self, "number", -1) >= 0:
-            close(self.number)
+        else:
+            for number in getattr(self, "_owned", ()):
+                close(number)
 
 
 RETIRED: Final = Waker(retired=True)

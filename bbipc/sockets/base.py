@@ -59,12 +59,12 @@ class Socket:
     _events_offered: int = 0
 
     def __init__(self, handle: Handle) -> None:
-        self._handle = handle
         self._lock = fork.lock_for(handle.fileno())
         self._watchers: tuple[Watcher, ...] = ()  # guarded by _lock
         self._generation = fork.generation
         self._forks = fork.forks
         self._shared = 0  # how often the descriptor was passed on; guarded by _lock
+        self._handle = handle  # last, here and in every kind of socket: nobody has held what a Ctrl-C left half made
 
     @property
     def closed(self) -> bool:

@@ -61,12 +61,12 @@ class Connection(Socket):
     _connect_has_edge = True
 
     def __init__(self, handle: Handle, stage: Stage, error: OSError | None = None) -> None:
-        super().__init__(handle)
         self._stage = stage
         self._error = error
         self._io = handle if stage is Stage.CONNECTED else CLOSED
         self._sending = True
         self._pipe_broken = False
+        super().__init__(handle)
 
     # Predicates: each is one look at the kernel, two system calls at a hang-up.
 

@@ -63,9 +63,9 @@ class LocalStream(StreamSocket):
     def __init__(
         self, handle: Handle, stage: Stage, path: str | bytes, name: bytes = b"", error: OSError | None = None
     ) -> None:
-        super().__init__(handle, stage, error)
         self.path = path
         self._name = name  # what to connect to again while connecting
+        super().__init__(handle, stage, error)
 
     def peer_credentials(self) -> PeerCredentials:
         """Who was at the other end when the connection was made, as the kernel knows it.
@@ -203,10 +203,10 @@ class LocalServer(StreamServer):
     __slots__ = ("path", "_file", "_inode")
 
     def __init__(self, handle: Handle, path: str | bytes, file: bytes, inode: paths.Inode | None) -> None:
-        super().__init__(handle)
         self.path = path
         self._file = file
         self._inode = inode  # None: nothing to remove at close
+        super().__init__(handle)
 
     def accept_connection(self) -> LocalStream:
         """The next connection, connected.  Never blocks.

@@ -38,9 +38,9 @@ class TCPStream(StreamSocket):
     def __init__(
         self, handle: Handle, stage: Stage, local: _Address, remote: _Address, error: OSError | None = None
     ) -> None:
-        super().__init__(handle, stage, error)
         self.local_host_address, self.local_port = local[0], local[1]
         self.remote_host_address, self.remote_port = remote[0], remote[1]
+        super().__init__(handle, stage, error)
 
     @property
     def no_delay(self) -> bool:
@@ -164,8 +164,8 @@ class TCPServer(StreamServer, Generic[_S]):
     _stream_kind: type[_S]
 
     def __init__(self, handle: Handle, address: _Address) -> None:
-        super().__init__(handle)
         self.host_address, self.port = address
+        super().__init__(handle)
 
     def accept_connection(self) -> _S:
         """The next connection, connected, with ``no_delay`` on.  Never blocks.
