@@ -117,6 +117,7 @@ def test_a_reply_whose_dealing_out_was_interrupted_is_dealt_out_again(name: str)
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what was just made, and nobody's yet, is collected
+@pytest.mark.filterwarnings("ignore:(?s).*KeyboardInterrupt:pytest.PytestUnraisableExceptionWarning")  # in a finalizer
 def test_ctrl_c_in_the_middle_of_calls(short_dir: Path) -> None:
     """60 interrupts; threads beside it that must never notice, but for the connection's end."""
     hits = 0
