@@ -25,6 +25,7 @@ Reply: TypeAlias = str | bytes | None
 Value: TypeAlias = str | Buffer | Message | None
 
 get_ident: Final = threading.get_ident
+main_thread: Final = threading.main_thread
 
 
 class Unsent(Exception):

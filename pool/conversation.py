@@ -7,14 +7,20 @@ future and no registration with a poller: a write, a sleep, a read.  So ``ask`` 
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from bbipc.messages.frames import encode_parts
 from bbipc.messages.message import CLOSE, FAILED, NO_RESPONSE, TAGGED, Message
+from bbipc.sockets.stream import CAN_WAIT
 from pool.calls import Call, CallFuture, Unsent, Waiter
 from pool.pending import UNKNOWN
-from pool.replies import interrupted, monotonic
+from pool.replies import monotonic
 from pool.standby import Standby
+from pool.told import interrupted
+
+#: seconds that a thread sleeps in a read, where little can wake it.  Most answers come sooner, and what is in the way
+#: of another thread (a request of megabytes, stuck behind this one's) waits no longer
+TICK: Final = 0.02
 
 
 class Conversation(Standby):
@@ -24,15 +30,16 @@ class Conversation(Standby):
     probed = False
     #: whether something was sent that has no reply: a peer of the original's kind may answer all the same
     told = False
+    _waits = False  # a read may
 
-    def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:
+    def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:  # noqa: PLR0912 # as said above
         """Send a request, and wait for the reply.
 
         :raises TimeoutError: it has not come before *deadline*, on the monotonic clock
         :raises Unsent: nothing has been sent, and nothing will be
         """
         call = Call()
-        role, left = self._role, None
+        role, left, listening = self._role, None, CAN_WAIT
         try:
             tag = self.pending.add(call)
             self._send(call, kind, payload, TAGGED, tag)
@@ -45,6 +52,8 @@ class Conversation(Standby):
                     break
                 elif (vigil := self._vigil) is None or self._inbox or self.outgoing.stuck or self._spin:
                     self._step(left)
+                elif listening:
+                    listening = self._listen(call, left)
                 elif vigil.wait(left):
                     self._take_in(call)
         finally:
@@ -149,6 +158,28 @@ class Conversation(Standby):
 
     def __repr__(self) -> str:
         return f"<Conversation {'open' if self.open else 'ended'}, {len(self.table)} calls, over {self._stream!r}>"
+
+    def _listen(self, call: Call, left: float | None) -> bool:
+        """Sleep in the read itself, for ``TICK`` at most; False: nothing came, or not now.
+
+        Half of what a poll and a read cost; nothing but what comes, and a close, wakes who sleeps there.  What he would
+        be woken for otherwise waits until he looks around, and behind a sleep that came to nothing he polls.  The main
+        thread has its signals, and each lets such a sleep begin anew: not where there is a deadline.
+        """
+        if left is not None and (left < 2 * TICK or call.thread == self._main):
+            return False
+        kept = self._kept
+        kept.clear()  # a Ctrl-C may have left something
+        try:
+            if not self._waits:
+                self._stream._let_reads_wait(TICK)
+                self._waits = True
+            return self._take_in(call, kept)
+        except OSError as error:
+            self.end(error)
+            return False
+        finally:
+            kept.clear()
 
     def _send(self, owner: object, kind: int, payload: bytes, flags: int, tag: int) -> bool:
         """Send a request, as far as the kernel takes it; whether that was all.

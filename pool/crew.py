@@ -25,7 +25,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from typing import Protocol
@@ -214,8 +214,7 @@ class Crew:
     def drain(self) -> list[AnyTask]:
         """Take the tasks out of the queue, all but those that have to be done."""
         with self._lock:
-            tasks = [task for task in self.tasks if not task.obligatory]
-            kept = [task for task in self.tasks if task.obligatory]
+            tasks, kept = _parted(self.tasks)
             self.tasks.clear()
             self.tasks.extend(kept)
             return tasks
@@ -389,3 +388,8 @@ class Crew:
 
 class _End(Exception):
     """The thread is to end."""
+
+
+def _parted(tasks: Iterable[AnyTask]) -> tuple[list[AnyTask], list[AnyTask]]:
+    """Those that may be left undone, and the others.  In a frame of its own: see the end of ``interests.py``."""
+    return [task for task in tasks if not task.obligatory], [task for task in tasks if task.obligatory]

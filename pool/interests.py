@@ -131,7 +131,7 @@ class Interests:
             if interest is None or party not in interest.parties:
                 return False
             self.direct.pop(socket, None)  # first of all: whatever interrupts this, nobody is called any more
-            interest.parties = tuple([other for other in interest.parties if other is not party])
+            interest.parties = _without(interest.parties, party)
             try:
                 self._arm_as_possible_locked(interest)
             except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
@@ -250,3 +250,9 @@ def _union(parties: tuple[Party, ...]) -> int:
     for party in parties:
         wanted |= party.wanted
     return wanted
+
+
+# Not in the frame that holds the lock: on CPython 3.12 and 3.13 a Ctrl-C where the filter of a comprehension says no is
+# raised past the frame's own handlers, ``with`` among them (its jump back has no entry in their table).
+def _without(parties: tuple[Party, ...], party: Party) -> tuple[Party, ...]:
+    return tuple([other for other in parties if other is not party])

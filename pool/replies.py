@@ -49,7 +49,7 @@ from bbipc.sockets.stream import StreamSocket
 from pool.calls import Call, Waiter
 from pool.outgoing import Outgoing
 from pool.pending import IN_ORDER, Distrust, Pending
-from pool.told import without_frames
+from pool.told import interrupted, without_frames
 
 #: seconds between two looks of a thread that waits for the connect: nobody can wake it, and it may be over
 CONNECT_TICK: Final = 0.05
@@ -250,10 +250,14 @@ class Reading:
         elif self._tellers:
             self._nudge()
 
-    def _take_in(self, call: Call | None = None) -> bool:
-        """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely."""
+    def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
+        """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely.
+
+        *kept*: wait in the read, and keep there what came until it is the inbox's, or the caller's.
+        """
         try:
-            data = self._stream.read(self._size)
+            stream, size = self._stream, self._size
+            data = stream.read(size) if kept is None else stream._read_patiently(kept, size)
             if not data:
                 return self._took_nothing(data)
             messages = self._decoder.feed(data)
@@ -268,7 +272,8 @@ class Reading:
             self.end(error)
             return False
         except BaseException as error:
-            self.end(interrupted(error))
+            if kept is None or kept:  # else it was interrupted before anything was read
+                self.end(interrupted(error))
             raise
         if not messages or self._size != READ_SIZE:
             self._size = min(max(self._decoder.wanted, READ_SIZE), LONGEST_READ)
@@ -392,9 +397,3 @@ _TOLD_AS_THEY_ARE: Final = (ConnectionFailedError, MessageError, PollerClosedErr
 
 def _finished() -> Exception:
     return ConnectionAbortedError(errno.ECONNABORTED, "it is to take no more requests")
-
-
-def interrupted(error: BaseException) -> Exception:
-    """The reason of an end that *error*, an interrupt, has brought."""
-    text = f"an interrupt ended a read or a write in its middle ({type(error).__name__})"
-    return ConnectionAbortedError(errno.ECONNABORTED, text)

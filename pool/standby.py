@@ -21,7 +21,7 @@ from bbipc.events import SocketEvent
 from bbipc.messages.frames import Decoder
 from bbipc.sockets.base import Socket
 from bbipc.sockets.stream import StreamSocket
-from pool.calls import AnyCall, CallFuture, Waiter, get_ident
+from pool.calls import AnyCall, CallFuture, Waiter, get_ident, main_thread
 from pool.parties import Monitor
 from pool.pending import IN_ORDER, Distrust
 from pool.polling_loop import PollingLoop
@@ -55,6 +55,8 @@ class Standby(Reading):
         self._monitor: Monitor | None = None
         self._mine = Role()
         self._armed = False
+        self._kept: deque[bytes] = deque()  # what was just read, until it is dealt with
+        self._main = main_thread().ident
         self._roomy = False  # the monitor asks for room to write, too
         self._watched = False
         self._reads = self._reads_seen = 0  # how often a thread has waited for a future
@@ -80,6 +82,8 @@ class Standby(Reading):
         """Nobody wants the reply to *call* any more."""
         if self.outgoing.queue:
             self.outgoing.drop(call)
+        if self.outgoing.stuck:  # what stood behind it may be more than the kernel has room for
+            self._wake_reader()
         if self.pending.remove(call):
             self._given_up()
         self._nudge()
@@ -202,6 +206,8 @@ class Standby(Reading):
             del role[0]
             if self._sleepers:
                 self._pass_on()
+            elif self.outgoing.stuck and not self._roomy:  # since he has looked
+                self._attend()
             self._call_back()
 
     def _turn(self) -> None:

@@ -13,7 +13,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 #: fewer dead entries than this are not worth a sweep
 _FEW: Final = 64
@@ -34,13 +34,17 @@ class Timer:
         self.action = self.drop = None
 
 
+#: when it is due, how many were made before it, and itself
+Entry: TypeAlias = tuple[float, int, Timer]
+
+
 class Timers:
     """A heap of timers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._heap: list[tuple[float, int, Timer]] = []
+        self._heap: list[Entry] = []
         self._dead = 0
         self._count = 0  # keeps timers of one deadline in their order
         self._sleeps_until: float | None = 0.0  # what next_deadline() said last
@@ -71,7 +75,7 @@ class Timers:
             timer.empty()
             self._dead += 1
             if self._dead > _FEW and self._dead * 2 > len(self._heap):
-                self._heap = [entry for entry in self._heap if entry[2].action is not None]
+                self._heap = _living(self._heap)
                 heapq.heapify(self._heap)
                 self._dead = 0
             return True
@@ -104,7 +108,7 @@ class Timers:
     def clear(self) -> list[Callable[[], None]]:
         """Take out all of them; what is to be done instead of their actions, the earliest first."""
         with self._lock:
-            drops = [timer.drop for _, _, timer in sorted(self._heap) if timer.drop is not None]
+            drops = _drops(self._heap)
             for _, _, timer in self._heap:
                 timer.empty()
             self._heap.clear()
@@ -115,3 +119,14 @@ class Timers:
         while self._heap and self._heap[0][2].action is None:
             heapq.heappop(self._heap)
             self._dead -= 1
+
+
+# In frames of their own for what ``interests.py`` says at its end.
+
+
+def _living(heap: list[Entry]) -> list[Entry]:
+    return [entry for entry in heap if entry[2].action is not None]
+
+
+def _drops(heap: list[Entry]) -> list[Callable[[], None]]:
+    return [timer.drop for _, _, timer in sorted(heap) if timer.drop is not None]

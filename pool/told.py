@@ -7,6 +7,7 @@ it; the same object in two futures would be written to by two threads.
 from __future__ import annotations
 
 import copy
+import errno
 from typing import TypeVar
 
 E = TypeVar("E", bound=Exception)
@@ -26,6 +27,12 @@ def with_facts(error: E, *, sent: int, unsent: int) -> E:
     other = again(error)
     vars(other).update(sent=sent, unsent=unsent)
     return other
+
+
+def interrupted(error: BaseException) -> Exception:
+    """The reason of an end that *error*, an interrupt, has brought."""
+    text = f"an interrupt ended a read or a write in its middle ({type(error).__name__})"
+    return ConnectionAbortedError(errno.ECONNABORTED, text)
 
 
 def without_frames(error: BaseException) -> None:

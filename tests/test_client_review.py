@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -134,8 +135,8 @@ def test_room_is_told_of_when_a_call_is_over(path: Path) -> None:
     """Who submits lies down when the reply to the only call allowed was read, and that call is not off the table."""
     take_in, submitting = Conversation._take_in, list[Worker]()
 
-    def slowly(conversation: Conversation, call: Call | None = None) -> bool:
-        told = take_in(conversation, call)
+    def slowly(conversation: Conversation, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
+        told = take_in(conversation, call, kept)
         if call is not None and call.over and not submitting:
             submitting.append(Worker(lambda: client.submit(b"c").result(PATIENCE)))
             until(lambda: bool(conversation._sleepers))

@@ -24,7 +24,7 @@ import bbipc
 from bbipc import PollerClosedError, SocketClosedError, SocketEvent
 from pool import lifecycle
 from pool.polling_loop import PollingLoop
-from tests.support.alarm import Closer, alarms
+from tests.support.alarm import UNSAFE_WITH, Closer, alarms
 from tests.support.loops import NOTHING, dealt_out, left, on_thread, pair, pairs
 from tests.support.makers import PATIENCE, Worker
 from tests.test_fork import in_child
@@ -365,9 +365,6 @@ def test_the_exit_waits_for_all_owners_together() -> None:
 
 
 # Ctrl-C, signal handlers, finalizers.
-
-
-UNSAFE_WITH = pytest.mark.skipif(sys.version_info >= (3, 14), reason="there `with lock` itself is not safe")
 
 
 @pytest.mark.parametrize("way", ["at every moment", pytest.param("by an alarm", marks=UNSAFE_WITH)])

@@ -39,6 +39,8 @@ if sys.platform != "win32":
 POLL_TELLS_END: Final = hasattr(select, "POLLRDHUP")
 #: a write to a vanished peer is an error, never a SIGPIPE that kills a program which set SIG_DFL
 NO_SIGNAL: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)
+#: read or write what can be at once, also where the file waits (see StreamSocket._let_reads_wait); not on Windows
+AT_ONCE: Final[int] = getattr(socket, "MSG_DONTWAIT", 0)
 #: Linux
 _O_PATH: Final[int] = getattr(os, "O_PATH", 0)
 

@@ -24,7 +24,7 @@ from bbipc.sockets import paths
 from bbipc.sockets.addresses import backlog_size
 from bbipc.sockets.base import Socket
 from bbipc.sockets.buffers import octets
-from bbipc.sockets.handle import CLOSED, NO_SIGNAL, Handle, make_handle
+from bbipc.sockets.handle import AT_ONCE, CLOSED, NO_SIGNAL, Handle, make_handle
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import MAX_READ, StreamSocket
 
@@ -135,7 +135,7 @@ class LocalStream(StreamSocket):
                 item._share(1)
                 held.append(item._open_handle())
             numbers = array.array("i", [item.fileno() if isinstance(item, Socket) else item for item in descriptors])
-            sent = self._io.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)], NO_SIGNAL)
+            sent = self._io.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)], NO_SIGNAL | AT_ONCE)
             return sent
         finally:
             if not sent:
@@ -164,7 +164,7 @@ class LocalStream(StreamSocket):
         space = socket.CMSG_SPACE(max_descriptors * _INT.size)
         close_on_exec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         try:
-            data, extra, flags, _ = self._io.recvmsg(min(max_bytes, MAX_READ), space, close_on_exec)
+            data, extra, flags, _ = self._io.recvmsg(min(max_bytes, MAX_READ), space, close_on_exec | AT_ONCE)
         except BlockingIOError:
             return None
         except OSError as error:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
+import sys
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,7 +22,7 @@ from bbipc.errors import ConnectionFailedError, RemoteDisconnectedError, SocketC
 from bbipc.readiness import Stage
 from bbipc.sockets.buffers import octets, window, writable_window
 from bbipc.sockets.connection import Connection
-from bbipc.sockets.handle import CLOSED, NO_SIGNAL
+from bbipc.sockets.handle import AT_ONCE, CLOSED, NO_SIGNAL
 
 #: the connection is gone; anything else (no memory, say) is an error of this one call
 _DISCONNECTED: Final = frozenset(
@@ -42,6 +45,13 @@ MAX_READ: Final = 1 << 20
 _HAS_SENDMSG: Final = hasattr(socket.socket, "sendmsg")
 #: Linux and the BSDs refuse a longer vector
 _MAX_VECTOR: Final = 1024
+_READ_FLAGS: Final = AT_ONCE
+_PEEK_FLAGS: Final = AT_ONCE | socket.MSG_PEEK
+_WRITE_FLAGS: Final = AT_ONCE | NO_SIGNAL
+#: struct timeval of 64 bits
+_TIMEVAL: Final = struct.Struct("@ll")
+#: whether a read may wait in the kernel.  Only where a close in another thread is known to end it
+CAN_WAIT: Final = sys.platform == "linux" and sys.maxsize > 1 << 32
 
 
 class StreamSocket(Connection):
@@ -69,7 +79,7 @@ class StreamSocket(Connection):
         if end is not None or start != 0:
             buffer = writable_window(buffer, start, end)
         try:
-            count = self._io.recv_into(buffer, 0, socket.MSG_PEEK) if peek else self._io.recv_into(buffer)
+            count = self._io.recv_into(buffer, 0, _PEEK_FLAGS if peek else _READ_FLAGS)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -102,7 +112,7 @@ class StreamSocket(Connection):
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
             max_bytes = MAX_READ
         try:
-            data = self._io.recv(max_bytes, socket.MSG_PEEK) if peek else self._io.recv(max_bytes)
+            data = self._io.recv(max_bytes, _PEEK_FLAGS if peek else _READ_FLAGS)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -128,7 +138,7 @@ class StreamSocket(Connection):
         if end is not None or start != 0:
             buffer = window(buffer, start, end)
         try:
-            return self._io.send(buffer, NO_SIGNAL)
+            return self._io.send(buffer, _WRITE_FLAGS)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -153,7 +163,7 @@ class StreamSocket(Connection):
         if not _HAS_SENDMSG:
             return self.write(b"".join(octets(buffer) for buffer in vector))
         try:
-            return self._io.sendmsg(vector, (), NO_SIGNAL)
+            return self._io.sendmsg(vector, (), _WRITE_FLAGS)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -188,6 +198,38 @@ class StreamSocket(Connection):
                         raise SocketError(error.errno or errno.EIO, error.strerror, socket=self) from error
         for watcher in watchers:
             watcher.socket_changed(self)
+
+    # Not for users: a read that waits.  All others say AT_ONCE, and do not.
+
+    def _let_reads_wait(self, seconds: float) -> None:
+        """From now on :meth:`_read_patiently` waits, for so long at most (less than 1).  Connected streams only.
+
+        :raises SocketClosedError: it was closed
+        :raises SocketError: the system refuses
+        """
+        handle = self._open_handle()
+        try:
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(0, int(seconds * 1e6)))
+            os.set_blocking(handle.fileno(), True)  # the file's flag; Python's own, that polls first, stays
+        except OSError as error:
+            self._raise_translated(error)
+
+    def _read_patiently(self, kept: deque[bytes], max_bytes: int) -> bytes | None:
+        """As :meth:`read`, but waits.  ``None``: the time is up; each signal that Python handles lets it begin anew.
+
+        Sleeping in the read itself costs less than half of a poll and a read.  What was read is in *kept*, too: put
+        there by the same call of C that has read it, so that behind a Ctrl-C it is known whether something was.
+        """
+        try:
+            kept.extend(map(self._io.recv, (max_bytes,)))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            self._may_read_again(error)  # it raises: the stream is connected
+            return None
+        if not kept[-1]:
+            self._check_end()
+        return kept[-1]
 
     # Why a call did not work.
 
