@@ -219,9 +219,10 @@ def test_ctrl_c_before_the_file_waits_leaves_nobody_believe_that_it_does(short_d
         assert current is not None
         with mock.patch.object(StreamSocket, "_let_reads_wait", side_effect=KeyboardInterrupt):
             with pytest.raises(KeyboardInterrupt):
-                client.send(b"x")
+                until(lambda: client.send(b"x") != b"X")
         assert not current._waits
         with mock.patch.object(StreamSocket, "_let_reads_wait", autospec=True, side_effect=original) as made:
+            until(lambda: client.send(b"y") == b"Y" and made.called)  # the poller thread may have read up to now
             assert [client.send(b"y") for _ in range(3)] == [b"Y"] * 3
         assert made.call_count == 1
         assert client._connections.made == 1

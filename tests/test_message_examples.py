@@ -200,11 +200,11 @@ def test_jobs_that_take_too_long_are_cancelled_and_others_are_not(short_dir: Pat
         assert (code, err) == (0, "")
         lines = [line for line in out.splitlines() if not line.startswith("under way")]
         assert lines == ["10: 4", f"{ENDLESS}: JobCancelledError: at 0 %"]
-        # Two hold the threads, and the third never begins.
+        # Two hold the threads, and the third begins only if one of them is free again before it is cancelled, too.
         code, out, err = run("job_queue.py", server.address, "run", ENDLESS, ENDLESS, ENDLESS, "--patience", "0.3")
         assert (code, err) == (0, "")
-        assert out.count(f"{ENDLESS}: JobCancelledError: at 0 %") == 2
-        assert out.count(f"{ENDLESS}: CancelledError") == 1
+        ran, waited = out.count(f"{ENDLESS}: JobCancelledError: at 0 %"), out.count(f"{ENDLESS}: CancelledError")
+        assert (ran, waited) in {(2, 1), (3, 0)}
         assert_it_goes_on(server.address)
 
 
