@@ -147,7 +147,9 @@ def test_a_flood_of_connects_starves_nobody() -> None:
     """HAZARDS 12: up to 5,000 connects a second for 3 s, while one client measures.
 
     The three processes share two processors with whatever else runs, so the limit is that of an idle machine (20 ms for
-    99 of 100) and half the pace, or as much more as the same client needs without a flood.
+    99 of 100) and half the pace, or as much more as the same client needs without a flood.  It is held to in most half
+    seconds: a flood that starves does so in all, a processor that was lent to another machine (1 % of the time is 99 of
+    100) in some.
     """
     with program(SERVER) as server:
         assert server.stdout is not None
@@ -155,12 +157,14 @@ def test_a_flood_of_connects_starves_nobody() -> None:
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as peer:
 
             def measure(over: Callable[[], bool]) -> float:
-                times: list[float] = []
-                while not over() or len(times) < 200:
+                times: dict[int, list[float]] = {}
+                first, count = time.perf_counter(), 0
+                while not over() or count < 200:
                     begin = time.perf_counter()
                     assert ask(peer) == b"hello"
-                    times.append(time.perf_counter() - begin)
-                return statistics.quantiles(times, n=100)[98]
+                    times.setdefault(int((begin - first) / 0.5), []).append(time.perf_counter() - begin)
+                    count += 1
+                return statistics.median(sorted(some)[int(len(some) * 0.99)] for some in times.values())
 
             calm = measure(lambda: True)
             with program(FLOOD, str(port)) as flood:
