@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +28,20 @@ DATA = SocketEvent.DATA_AVAILABLE
 
 class Interrupt(BaseException):
     """A Ctrl-C, at a place of our choosing."""
+
+
+@pytest.mark.parametrize("kind", ["pair", "local server", "ipv4 server", "ipv6 server"])
+def test_what_a_ctrl_c_leaves_half_made_is_collected_in_silence(kind: str, tmp_path: Path) -> None:
+    """Nobody has held it, and nothing is missing of it to its finalizer, whose complaint would be an error here."""
+    makers: dict[str, Callable[[], object]] = {
+        "pair": bbipc.local_stream_pair,
+        "local server": lambda: bbipc.make_local_server(tmp_path / "s"),
+        "ipv4 server": lambda: bbipc.make_ipv4_tcp_server(bbipc.IPV4_LOOPBACK, 0),
+        "ipv6 server": lambda: bbipc.make_ipv6_tcp_server(bbipc.IPV6_LOOPBACK, 0),
+    }
+    with mock.patch("bbipc.sockets.fork.lock_for", side_effect=Interrupt), pytest.raises(Interrupt):
+        makers[kind]()
+    gc.collect()
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
