@@ -2,7 +2,7 @@
 
 Law of this file: the waits of one Vigil follow one another, and who waits next is agreed by its owner; ``wake`` may be
 called by any thread.  The stream is connected.  A wait costs one system call and no object of its own: the poll
-objects are made once.  (``poll_socket`` makes a waker a wait, 2 us, and may be used by any number of threads.)
+objects are made once.  (``poll_socket`` makes a waker a wait, 3 us, and may be used by any number of threads.)
 
 It keeps the stream's handle, so that the number cannot become another file's under a wait.  A close ends the wait all
 the same: it shuts the connection down first, and a wait that begins later meets the tombstone.  So its owner drops it

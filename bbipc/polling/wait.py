@@ -1,7 +1,7 @@
 """poll_socket and poll_sockets: wait once, in the calling thread.
 
 Law of this file: no thread, nothing registered that outlives the call, no state between calls.  A wait costs one
-system call when something is there already; only one that really waits makes a waker (2 us), through which a close in
+system call when something is there already; only one that really waits makes a waker (3 us), through which a close in
 another thread ends it also where it may not shut the connection down.  Out of descriptors it looks every 50 ms
 instead.
 """
