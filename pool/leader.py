@@ -19,7 +19,8 @@ Nobody waits behind a slow call.
    leader makes the calls himself again.  (A processor that was busy elsewhere makes a call look slow, too; hence the
    probe, and hence the watcher does not trust a look that came late.)
 
-A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).
+A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).  One who
+is told of the same client again and again stays with him, and lays down the lead (``dialogue.py``).
 
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
 runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several workers at once,
@@ -34,11 +35,11 @@ Nothing is asked of the crew while it is held, nor the other way round: neither 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 from bbipc.errors import PollerClosedError
@@ -46,13 +47,11 @@ from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
 from pool import reports
 from pool.crew import Crew
-from pool.lookout import Lookout
+from pool.dialogue import Dialogues
+from pool.lookout import SLOW, WATCH, Lookout
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
 
-#: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over.  Without a GIL calls
-#: that only compute run side by side as well, so there it pays earlier
-SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
 #: seconds until the kernel is asked again for what it had no room for
 RETRY: Final = 0.05
 #: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
@@ -83,6 +82,7 @@ class Leadership:
         self._running: Errand | None = None  # by the leader
         self._calling: Station | None = None  # whose call the leader makes
         self._lookout = Lookout()
+        self._dialogues = Dialogues(crew, stations)
 
     # What the crew asks; see crew.Duty.
 
@@ -199,7 +199,8 @@ class Leadership:
             self._crew.nudge()
 
     def _poll(self, me: int) -> bool:
-        """Wait for events; False: the lead is lost, or there is nothing to wait for."""
+        """Wait for events; False: the lead is lost, or was laid down, or there is nothing to wait for."""
+        dialogues = self._dialogues
         with self._lock:
             poller = self._stations.poller
             if self._leader != me:
@@ -216,19 +217,28 @@ class Leadership:
             if poller is None or not len(self._stations):
                 self._leader = self._leader if self._errands else 0
                 return bool(self._errands)
-            self._polling = True
+            if dialogues.standing:
+                self._errands.extend(dialogues.look_locked())
+                pause = WATCH
+            dialogue = None if self._spread or self._spin or self._errands else dialogues.begin_locked()
+            self._leader, self._polling = (me, True) if dialogue is None else (0, False)
             self._progress += 1
             self._ready_since = self._stations.changes
+        if dialogue is not None:
+            dialogues.hold(dialogue)
+            return False
         batch: list[tuple[Socket, SocketEvent]] = []
         try:
+            now = time.monotonic()
             # Who puts a task down looks afterwards whether somebody polls: one of us sees the other.
-            at_once = self._crew.tasks or self._errands or self._crew.ending or time.monotonic() < self._awake_until
+            at_once = self._crew.tasks or self._errands or self._crew.ending or now < self._awake_until
             batch = poller.wait_for_events(0 if at_once else pause)
         finally:
             with self._lock:
                 self._polling, self._polled = False, True
                 self._progress += 1
                 self._ready.extend(batch)
+        dialogues.told(batch[0][0] if len(batch) == 1 else None, now)
         if batch or self._errands:
             self._call_watch()
         return True
@@ -278,7 +288,7 @@ class Leadership:
                 count += self._run(errand)
                 errand = None
             elif apart is not None:
-                self._call_apart(apart, *told)
+                self._apart(partial(self._call, apart, *told), apart)
                 return False
             elif station is not None:
                 if quick:
@@ -315,7 +325,7 @@ class Leadership:
                 else:
                     self._running = errand
             if apart:
-                self._run_apart(errand)
+                self._apart(partial(self._run, errand))
                 return False
             count += self._run(errand)
         self._judge(count, started)
@@ -327,17 +337,6 @@ class Leadership:
         except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
             reports.failure(logger, 1, errand, "a worker", error)
             return 1
-
-    def _run_apart(self, errand: Errand) -> None:
-        """Run an errand while somebody else leads."""
-        started, count = time.monotonic(), 1
-        try:
-            self._crew.nudge()
-            count = self._run(errand)
-        finally:
-            slow = time.monotonic() - started > SLOW * count
-            with self._lock:
-                self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
     def _judge(self, count: int, started: float) -> None:
         """*count* calls were made since *started*: probe, if that was slow; stay awake for a while."""
@@ -364,17 +363,18 @@ class Leadership:
             except BaseException as error:  # noqa: BLE001 # as in _work_off
                 self._report(station, error)
 
-    def _call_apart(self, station: Station, socket: Socket, events: SocketEvent) -> None:
-        """Make a call while somebody else leads."""
-        started = time.monotonic()
+    def _apart(self, action: Callable[[], int | None], station: Station | None = None) -> None:
+        """Run an errand, or make *station*'s call, while somebody else leads."""
+        started, count = time.monotonic(), 1
         try:
             self._crew.nudge()
-            self._call(station, socket, events)
+            count = action() or 1
         finally:
-            slow = time.monotonic() - started > SLOW
+            slow = time.monotonic() - started > SLOW * count
             with self._lock:
-                station.busy = False
-                self._stations.release_locked(station)
+                if station is not None:
+                    station.busy = False
+                    self._stations.release_locked(station)
                 self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
     def _tell_departed(self, me: int) -> bool:

@@ -6,9 +6,13 @@ It calls nobody.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Final
 
+#: a call that takes longer, in seconds, is slow: twenty times what it costs to hand the lead over.  Without a GIL calls
+#: that only compute run side by side as well, so there it pays earlier
+SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
 #: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
 WATCH: Final = 0.005
 #: after so many looks without anything new the watcher sleeps

@@ -187,10 +187,14 @@ class Inbox(Output):
             data = self.stream.read(self._read_size() if self.part else READ_SIZE)
         except SocketError:
             return self.lose()
-        if not data:
-            if data is not None:
-                self._take_end()
-            return None
+        if data:
+            self._take_in(data)
+        elif data is not None:
+            self._take_end()
+        return None
+
+    def _take_in(self, data: bytes) -> None:
+        """It was read."""
         messages = self._decoder.feed(data)
         if len(messages) == 1 and not self.part:
             message = messages[0]
@@ -199,7 +203,7 @@ class Inbox(Output):
             if flags & TAGGED and kind is not CLOSE and size <= SMALL and len(data) == HEADER_SIZE + size:
                 self.requests += 1  # the usual thing: one request, and nothing else
                 self.queue.append(message)
-                return None
+                return
         self._take(messages)
         part = 0 if self._closed_by_peer else self._decoder.pending
         if part or self.part:

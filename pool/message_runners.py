@@ -22,6 +22,7 @@ from pool.message_serving import ExecutorConnection, InlineConnection, WorkerCon
 from pool.poller_thread import PollerThread
 from pool.polling_loop import PollingLoop
 from pool.requests import Peer
+from pool.stations import Station
 from pool.worker_pool import WorkerPool
 
 
@@ -59,6 +60,8 @@ class WorkerRunner:
     def monitor(self, connection: MessageConnection) -> None:
         """See Runner."""
         monitor = self._workers.monitor(connection.stream, READ, connection.on_ready, on_close=connection.stream_closed)
+        if isinstance(monitor, Station) and isinstance(connection, WorkerConnection):
+            monitor.listener = connection
         connection.monitored_by(monitor)
 
     def shutdown(self, timeout: float | None) -> None:

@@ -11,14 +11,17 @@ the codec costs 2 and the kernel 4.
 from __future__ import annotations
 
 import time
+from collections import deque
 from concurrent.futures import CancelledError, Executor, Future
 from functools import partial
 from typing import Final
 
+from bbipc.errors import SocketError
 from bbipc.messages.message import DISCARD, NO_RESPONSE, TAGGED, Message
 from bbipc.sockets.stream import StreamSocket
 from pool.later import Later
 from pool.message_connection import MessageConnection
+from pool.message_inbox import READ_SIZE
 from pool.message_service import Service
 from pool.requests import Deferred, Entry, Peer, Reply, Request, call, reply_entry
 from pool.worker_pool import WorkerPool
@@ -228,10 +231,38 @@ class DirectConnection(PlacedConnection):
 class WorkerConnection(DirectConnection):
     """Handlers run on the workers of a pool that monitors the stream, too."""
 
-    __slots__ = ()
+    __slots__ = ("_kept",)
 
     def __init__(self, service: Service, stream: StreamSocket, peer: Peer, workers: WorkerPool) -> None:
         super().__init__(service, stream, peer, workers.follow_up)
+        self._kept: deque[bytes] | None = None  # there is one when reads may wait
+
+    def listen(self, seconds: float) -> bool:
+        """See Listener.  As :meth:`on_ready`, but who calls this waits in the read, and calls :meth:`run` himself."""
+        try:
+            self._reader.pop()
+        except IndexError:
+            return False
+        data: bytes | None = None
+        try:
+            if self._unusual or not self._may_read():
+                return False
+            if self._kept is None:
+                self.stream._let_reads_wait(seconds)
+                self._kept = deque()
+            data = self.stream._read_patiently(self._kept, self._read_size() if self.part else READ_SIZE)
+            self._kept.clear()
+            if data:
+                self._take_in(data)
+            elif data is not None:
+                self._take_end()
+        except SocketError:
+            self.lose()
+        finally:
+            self._reader.append(None)
+        if self.ending:
+            self.conclude()
+        return bool(data)
 
     def again(self) -> None:
         """A worker: behind the others."""

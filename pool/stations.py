@@ -24,7 +24,7 @@ from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool.interests import Callback
 from pool.parties import CloseHook
-from pool.tasks import Errand
+from pool.tasks import Errand, Listener
 
 _NOTHING: Final = EVENTS[0]
 
@@ -45,6 +45,7 @@ class Station:
         "farewell",
         "paused",
         "errand",
+        "listener",
         "failures",
         "_events",
         "_table",
@@ -65,6 +66,7 @@ class Station:
         self._events = _NOTHING
         self.paused = False
         self.errand: Errand | None = None  # what its call has left; the leader's
+        self.listener: Listener | None = None  # see dialogue.py
         self._table = table
         self._owner = owner  # a pool that nobody holds any more ends; so it is held while it has a station
 

@@ -1,5 +1,7 @@
 """Task: a call that a worker is to make, and its future.  Errand: something to do that nobody waits for.
 
+(A Listener is an errand that can wait itself for what it has to do.)
+
 Law of this file: exactly one of three takes a task: the worker that makes the call, whoever cancels its future, whoever
 gives it up.  He settles the future; the others leave it alone.
 """
@@ -64,4 +66,15 @@ class Errand(Protocol):
 
     def waiting(self) -> int:
         """How many pieces nobody has taken yet.  Takes no lock: it is asked under one."""
+        ...
+
+
+class Listener(Errand, Protocol):
+    """Whose events are waited for, where one may also wait for them in the read."""
+
+    def listen(self, seconds: float) -> bool:
+        """Wait for what comes, and read it, for so long at most; False: nothing has come, or is to be read now.
+
+        What is to be done with it is left to :meth:`run`.
+        """
         ...

@@ -60,7 +60,8 @@ def no_leaks(tombstone: None) -> Iterator[None]:
     before = open_descriptors()
     yield
     # Garbage that warns of itself has a descriptor, a thread or a child: without one more of them there is none.
-    if not COLLECTIONS_ARE_DEAR or has_children() or open_descriptors() != before or set(threading.enumerate()) != threads:
+    more = has_children() or open_descriptors() != before or set(threading.enumerate()) != threads
+    if more or not COLLECTIONS_ARE_DEAR:
         gc.collect()
         gc.freeze()  # what is there now stays (modules, parameters, trees): the next collection need not look at it
     left = set(threading.enumerate()) - threads
