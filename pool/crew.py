@@ -14,8 +14,8 @@ in ``_beds`` belong to workers who sleep, or are about to, and whom nobody has c
    afterwards: one of the two sees the other.
 
 A worker that is just free may take the task before the sleeper is awake, who then looks around and sleeps again.
-Under the lock nothing waits, and no code of a user's runs.  (Not a SimpleQueue for all of them: on CPython 3.11 and
-3.12 a ``get`` with a timeout may wait for ever where there are several consumers.)
+Under the lock nothing waits, and no code of a user's runs.  (No SimpleQueue: on CPython 3.11 and 3.12 a ``get`` with a
+timeout may wait for ever where there are several consumers.)
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Crew:
         self._all_beds: tuple[threading.Lock, ...] = ()  # of all workers, for who may take no lock
         self._gates: deque[_Gate] = deque()
         self._joining: set[threading.Thread] = set()  # workers that wait for the others to end
+        self._short = False  # the system had no thread for us when we asked last
         self._generation = fork.generation
 
     # Any thread.
@@ -190,6 +191,10 @@ class Crew:
         """How many workers sleep, and have not been called."""
         return len(self._beds)
 
+    def spare(self) -> int:
+        """So many, and those that may still be started."""
+        return len(self._beds) + (0 if self._short else self.max_workers - len(self.threads))
+
     def end(self) -> None:
         """What is in the queue is still done; then the threads end."""
         with self._lock:
@@ -222,11 +227,7 @@ class Crew:
     def cancel_all(self) -> None:
         """Cancel what is in the queue."""
         for task in self.drain():
-            self._guarded(partial(self._cancel, task))
-
-    @staticmethod
-    def _cancel(task: AnyTask) -> None:
-        task.future.cancel()
+            self._guarded(task.future.cancel)
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the threads to end, all but the calling one and whoever else waits here; whether they have."""
@@ -277,13 +278,14 @@ class Crew:
         bed = threading.Lock()
         bed.acquire()
         self._all_beds += (bed,)
-        name = f"{self.name}_{len(self.threads)}"
-        thread = threading.Thread(target=self._work, args=(bed,), name=name, daemon=True)
+        thread = threading.Thread(target=self._work, args=(bed,), name=f"{self.name}_{len(self.threads)}", daemon=True)
         self.threads.add(thread)
         try:
             if len(self.threads) == 1:
                 lifecycle.stop_at_exit(self)
+            self._short = True
             thread.start()
+            self._short = False
         except BaseException as error:
             if thread.ident is None:
                 self.threads.discard(thread)

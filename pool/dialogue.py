@@ -34,8 +34,9 @@ from pool.stations import Station, Stations
 from pool.tasks import Errand, Listener
 
 #: seconds that one read sleeps: a client who has not come back by then is not in a dialogue.  So long may a stop, a
-#: task for which there is nobody else, and a reply that finds no room, have to wait
-TICK: Final = 0.005
+#: task for which there is nobody else, and a reply that finds no room, have to wait.  (The kernel counts in ticks of
+#: its own: where there are 250 in a second, this is 4 to 8 ms.)
+TICK: Final = 0.004
 #: so often in a row the leader has to be told of one socket alone
 ENOUGH: Final = 8
 #: and so often at most, when dialogues turned out to be short: fewer than WORTH readings
@@ -68,7 +69,7 @@ class Dialogues:
         self._lock = stations.lock
         self.standing: list[Dialogue] = []  # under the lock
         self._generation = fork.generation
-        self._last: Socket | None = None  # these are the leader's
+        self._last: Station | None = None  # these are the leader's
         self._last_told = 0.0
         self._streak = 0
         self._enough = ENOUGH
@@ -77,19 +78,21 @@ class Dialogues:
 
     def told(self, socket: Socket | None, now: float) -> None:
         """He was told of *socket* alone; ``None``: of several, or of none.  *now*: when he began to wait for that."""
-        if socket is self._last and now - self._last_told < TICK:
+        station = self._stations.table.get(socket) if socket is not None else None
+        if station is None or station.listener is None:  # others are not even remembered: that would keep their sockets
+            self._last = None
+        elif station is self._last and now - self._last_told < TICK:
             self._streak += 1
         else:
-            self._last, self._streak = socket, 0
+            self._last, self._streak = station, 0
         self._last_told = now
 
     def begin_locked(self) -> Dialogue | None:
         """The dialogue to be had now, if there is one: its station is held, and the caller is to lay down the lead."""
         if self._streak < self._enough:
             return None
-        self._streak = 0
-        station = self._stations.table.get(self._last) if self._last is not None else None
-        if station is None or station.listener is None or not CAN_WAIT or self._spare() < 2:
+        station, self._last, self._streak = self._last, None, 0
+        if station is None or station.listener is None or station.gone or not CAN_WAIT or self._crew.spare() < 2:
             return None
         if self._stations.hold_locked(station) is None:
             return None
@@ -102,7 +105,8 @@ class Dialogues:
         left: list[Errand] = []
         now = monotonic()
         for dialogue in self.standing.copy():
-            if dialogue.started and now - dialogue.started >= WATCH:
+            started = dialogue.started  # read once: the worker may come back meanwhile
+            if started and now - started >= WATCH:
                 dialogue.broken = True
                 self._end_locked(dialogue)
                 if dialogue.listener.waiting():
@@ -128,25 +132,17 @@ class Dialogues:
     def _talk(self, dialogue: Dialogue) -> None:
         station, listen, run = dialogue.station, dialogue.listener.listen, dialogue.listener.run
         crew, generation = self._crew, self._generation
-        busy_since = 0.0  # all others
         while listen(TICK):
             dialogue.started = started = monotonic()
             run()
             dialogue.started = 0.0
             dialogue.runs += 1
-            ended = monotonic()
             if dialogue.broken or station.gone or station.paused or crew.tasks or generation != fork.generation:
                 break
-            if ended - started > SLOW:  # what comes meanwhile is to be read, so handlers like this are the leader's
+            if monotonic() - started > SLOW:  # what comes meanwhile is to be read: such handlers are the leader's
                 break
-            busy_since = 0.0 if self._spare() else busy_since or ended
-            if busy_since and ended - busy_since > WATCH:
+            if not crew.spare():  # the next call may be one that blocks who leads, and nobody watch him
                 break
-
-    def _spare(self) -> int:
-        """How many workers have nothing to do, or may still be started."""
-        crew = self._crew
-        return crew.idle() + crew.max_workers - len(crew.threads)
 
     def _end_locked(self, dialogue: Dialogue) -> None:
         self.standing.remove(dialogue)

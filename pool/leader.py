@@ -200,9 +200,8 @@ class Leadership:
 
     def _poll(self, me: int) -> bool:
         """Wait for events; False: the lead is lost, or was laid down, or there is nothing to wait for."""
-        dialogues = self._dialogues
         with self._lock:
-            poller = self._stations.poller
+            dialogues, poller = self._dialogues, self._stations.poller
             if self._leader != me:
                 return False
             if self._stations.some_departed():
@@ -214,13 +213,14 @@ class Leadership:
             if self._later:
                 self._errands.extend(self._later)
                 self._later.clear()
-            if poller is None or not len(self._stations):
-                self._leader = self._leader if self._errands else 0
-                return bool(self._errands)
             if dialogues.standing:
                 self._errands.extend(dialogues.look_locked())
                 pause = WATCH
-            dialogue = None if self._spread or self._spin or self._errands else dialogues.begin_locked()
+            if poller is None or not len(self._stations):
+                self._leader = self._leader if self._errands else 0
+                return bool(self._errands)
+            hurried = self._spread or self._spin or self._errands or self._crew.tasks
+            dialogue = None if hurried else dialogues.begin_locked()
             self._leader, self._polling = (me, True) if dialogue is None else (0, False)
             self._progress += 1
             self._ready_since = self._stations.changes

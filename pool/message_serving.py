@@ -245,13 +245,9 @@ class WorkerConnection(DirectConnection):
             return False
         data: bytes | None = None
         try:
-            if self._unusual or not self._may_read():
-                return False
-            if self._kept is None:
-                self.stream._let_reads_wait(seconds)
-                self._kept = deque()
-            data = self.stream._read_patiently(self._kept, self._read_size() if self.part else READ_SIZE)
-            self._kept.clear()
+            room = len(self.places) > len(self.queue) and self._common_places
+            if room and not (self._unusual or self._lane or self._heavy or (self._known_part and self._crammed())):
+                data = self._wait_in_read(seconds)
             if data:
                 self._take_in(data)
             elif data is not None:
@@ -263,6 +259,19 @@ class WorkerConnection(DirectConnection):
         if self.ending:
             self.conclude()
         return bool(data)
+
+    def _crammed(self) -> bool:
+        """Whether who holds a part of a message has to deliver: the sweep is to see that nobody reads it meanwhile."""
+        return self.service.unverified.scarce()
+
+    def _wait_in_read(self, seconds: float) -> bytes | None:
+        kept = self._kept
+        if kept is None:
+            self.stream._let_reads_wait(seconds)
+            kept = self._kept = deque()
+        data = self.stream._read_patiently(kept, self._read_size() if self.part else READ_SIZE)
+        kept.clear()
+        return data
 
     def again(self) -> None:
         """A worker: behind the others."""

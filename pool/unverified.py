@@ -69,6 +69,10 @@ class Unverified(Generic[H]):
             self._held[holder] = None
             return False
 
+    def scarce(self) -> bool:
+        """Whether there is too much."""
+        return self.total > self._limit
+
     def has_to_deliver(self, holder: H) -> bool:
         """Whether there is too much, and *holder* has a part in it."""
         return self.total > self._limit and (self._favourite is holder or holder in self._held)

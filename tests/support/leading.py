@@ -27,10 +27,14 @@ class ScriptedCrew:
         self.max_workers = 4
         self.ending = False
         self.tasks: deque[AnyTask] = deque()
+        self.threads: set[object] = set()
         self.nudges = 0
 
     def try_take(self) -> AnyTask | None:
         return self.tasks.popleft() if self.tasks else None
+
+    def spare(self) -> int:
+        return self.max_workers - len(self.threads)
 
     def nudge(self) -> None:
         self.nudges += 1
@@ -126,7 +130,11 @@ class Stage:
 @contextlib.contextmanager
 def staged() -> Iterator[Stage]:
     clock = Clock()
-    with mock.patch("pool.leader.time", clock), mock.patch("pool.lookout.time", clock):
+    with (
+        mock.patch("pool.leader.time", clock),
+        mock.patch("pool.lookout.time", clock),
+        mock.patch("pool.dialogue.monotonic", clock.monotonic),
+    ):
         made = Stage(clock)
         yield made
         made.close()
