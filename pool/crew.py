@@ -28,11 +28,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from bbipc.sockets import fork
 from pool import lifecycle, reports
 from pool.tasks import AnyTask
+
+#: seconds until a nudge asks the system for a thread again, where it had none
+SHORT: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +124,7 @@ class Crew:
         self._all_beds: tuple[threading.Lock, ...] = ()  # of all workers, for who may take no lock
         self._gates: deque[_Gate] = deque()
         self._joining: set[threading.Thread] = set()  # workers that wait for the others to end
-        self._short = False  # the system had no thread for us when we asked last
+        self._short_until = 0.0  # the system had no thread for us when we asked last
         self._generation = fork.generation
 
     # Any thread.
@@ -169,13 +172,13 @@ class Crew:
             self.check()
         return not waiting
 
-    def nudge(self) -> None:
-        """One more worker is to look around, if there is one to spare."""
+    def nudge(self) -> bool:
+        """One more worker is to look around; False: there is none to spare."""
         if self._generation != fork.generation:
-            return
+            return False
         with self._lock:
-            if not self.ending and not self._rouse_locked():
-                self._spawn_locked()
+            may_spawn = time.monotonic() >= self._short_until
+            return not self.ending and (self._rouse_locked() or (may_spawn and self._spawn_locked()))
 
     def try_take(self) -> AnyTask | None:
         """A task, if one waits."""
@@ -193,7 +196,7 @@ class Crew:
 
     def spare(self) -> int:
         """So many, and those that may still be started."""
-        return len(self._beds) + (0 if self._short else self.max_workers - len(self.threads))
+        return len(self._beds) + (0 if time.monotonic() < self._short_until else self.max_workers - len(self.threads))
 
     def end(self) -> None:
         """What is in the queue is still done; then the threads end."""
@@ -283,10 +286,10 @@ class Crew:
         try:
             if len(self.threads) == 1:
                 lifecycle.stop_at_exit(self)
-            self._short = True
             thread.start()
-            self._short = False
+            self._short_until = 0.0
         except BaseException as error:
+            self._short_until = time.monotonic() + SHORT
             if thread.ident is None:
                 self.threads.discard(thread)
                 self._all_beds = tuple(other for other in self._all_beds if other is not bed)

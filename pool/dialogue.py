@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from bbipc.sockets import fork
@@ -62,15 +63,16 @@ class Dialogue:
 
 
 class Dialogues:
-    """Those of one crew.  *lock*: the leader's."""
+    """Those of one crew.  *led*: whether anybody leads it, told without a lock."""
 
-    def __init__(self, crew: Crew, stations: Stations) -> None:
+    def __init__(self, crew: Crew, stations: Stations, led: Callable[[], object]) -> None:
+        self._led = led
         self._crew = crew
         self._stations = stations
         self._lock = stations.lock
         self.standing: list[Dialogue] = []  # under the lock
         self._generation = fork.generation
-        self._last: Station | None = None  # these are the leader's
+        self._last: Socket | None = None  # these are the leader's
         self._last_told = 0.0
         self._streak = 0
         self._enough = ENOUGH
@@ -80,20 +82,23 @@ class Dialogues:
     def told(self, socket: Socket | None, now: float) -> None:
         """He was told of *socket* alone; ``None``: of several, or of none.  *now*: when he began to wait for that."""
         station = self._stations.table.get(socket) if socket is not None else None
-        if station is None or station.listener is None:  # others are not even remembered: that would keep their sockets
+        if station is None or station.listener is None:  # others are not even remembered: that would keep them alive
             self._last = None
-        elif station is self._last and now - self._last_told < TICK:
+        elif socket is self._last and now - self._last_told < TICK:
             self._streak += 1
         else:
-            self._last, self._streak = station, 0
+            self._last, self._streak = socket, 0
         self._last_told = now
 
     def begin_locked(self) -> Dialogue | None:
         """The dialogue to be had now, if there is one: its station is held, and the caller is to lay down the lead."""
         if self._streak < self._enough:
             return None
-        station, self._last, self._streak = self._last, None, 0
-        if station is None or station.listener is None or station.gone or not CAN_WAIT or self._crew.spare() < 2:
+        socket, self._last, self._streak = self._last, None, 0
+        station = self._stations.table.get(socket) if socket is not None else None
+        if station is None or station.listener is None or not CAN_WAIT:
+            return None
+        if not self._crew.idle() or self._crew.spare() < 2:
             return None
         if self._stations.hold_locked(station) is None:
             return None
@@ -132,17 +137,23 @@ class Dialogues:
 
     def _talk(self, dialogue: Dialogue) -> None:
         station, listen, run = dialogue.station, dialogue.listener.listen, dialogue.listener.run
-        crew, generation = self._crew, self._generation
+        crew, led, generation = self._crew, self._led, self._generation
+        led_at = monotonic()
         while listen(TICK):
             dialogue.started = started = monotonic()
-            run()
+            count = run() or 1
             dialogue.started = 0.0
             dialogue.runs += 1
+            now = monotonic()
             if dialogue.broken or station.gone or station.paused or crew.tasks or generation != fork.generation:
                 break
-            if monotonic() - started > SLOW:  # what comes meanwhile is to be read: such handlers are the leader's
+            if now - started > SLOW * count:  # what comes meanwhile is to be read: such handlers are the leader's
                 break
             if not crew.spare():  # the next call may be one that blocks who leads, and nobody watch him
+                break
+            if led():
+                led_at = now
+            elif now - led_at > WATCH:  # who was called is on his way, or in an initializer for long
                 break
 
     def _end_locked(self, dialogue: Dialogue) -> None:

@@ -82,7 +82,7 @@ class Leadership:
         self._running: Errand | None = None  # by the leader
         self._calling: Station | None = None  # whose call the leader makes
         self._lookout = Lookout()
-        self._dialogues = Dialogues(crew, stations)
+        self._dialogues = Dialogues(crew, stations, lambda: self._leader)
 
     # What the crew asks; see crew.Duty.
 
@@ -247,7 +247,8 @@ class Leadership:
         """User code is about to be called: somebody is to watch."""
         if not (self._lookout.called or self._lookout.watcher):
             self._lookout.called = True
-            self._crew.nudge()
+            if not self._crew.nudge():  # perhaps there will be one later
+                self._lookout.called = False
 
     def _work_off(self, me: int) -> bool:  # noqa: PLR0912 # every frame more is paid by every call
         """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
@@ -317,8 +318,7 @@ class Leadership:
                     break
                 errand = self._errands.popleft()
                 self._progress += 1
-                apart = bool(self._spread)
-                if apart:
+                if apart := bool(self._spread):
                     self._leader = 0
                     if errand.waiting() > 1:
                         self._errands.append(errand)

@@ -256,8 +256,8 @@ class WorkerConnection(DirectConnection):
             self.lose()
         finally:
             self._reader.append(None)
-        if self.ending:
-            self.conclude()
+            if self.ending:
+                self.conclude()
         return bool(data)
 
     def _crammed(self) -> bool:
@@ -267,7 +267,10 @@ class WorkerConnection(DirectConnection):
     def _wait_in_read(self, seconds: float) -> bytes | None:
         kept = self._kept
         if kept is None:
-            self.stream._let_reads_wait(seconds)
+            try:
+                self.stream._let_reads_wait(seconds)
+            except SocketError:  # closed, or the system refuses: a read that does not wait will tell
+                return None
             kept = self._kept = deque()
         data = self.stream._read_patiently(kept, self._read_size() if self.part else READ_SIZE)
         kept.clear()

@@ -123,8 +123,6 @@ def test_no_further_thread_to_be_had() -> None:
                 assert pool._crew.spare() == 0  # as far as is known
         assert future.result(PATIENCE) == 0
         assert pool.stats().threads == 1
-        with all_held(pool, 1):
-            assert pool.submit(int).result(PATIENCE) == 0
         until(lambda: pool._crew.spare() == 2)
 
 

@@ -30,6 +30,7 @@ class Scripted:
         self.hears = hears
         self.heard = 0
         self.pieces = 0
+        self.count = 1
         self.listening: Callable[[], object] = int
         self.running: Callable[[], object] = int
         self.runs: list[int] = []
@@ -43,7 +44,7 @@ class Scripted:
     def run(self) -> int:
         self.runs.append(threading.get_ident())
         self.running()
-        return 1
+        return self.count
 
     def waiting(self) -> int:
         return self.pieces
@@ -146,6 +147,10 @@ def without_hands(stage: Stage) -> None:
     stage.crew.threads = {1, 2, 3}  # of four
 
 
+def with_nobody_who_sleeps(stage: Stage) -> None:
+    stage.crew.idle = lambda: 0  # type: ignore[method-assign] # all others are still to be started
+
+
 def with_slow_calls(stage: Stage) -> None:
     stage.lead._spread = 1
 
@@ -172,6 +177,7 @@ def with_a_call_that_still_runs(stage: Stage) -> None:
     [
         without_listener,
         without_hands,
+        with_nobody_who_sleeps,
         with_slow_calls,
         with_spin,
         with_a_pause,
@@ -210,9 +216,10 @@ def test_only_who_has_a_listener_is_remembered(stage: Stage) -> None:
     talkative(stage, 1)
     stage.add("b")
     told(stage, "a")
-    assert stage.lead._dialogues._last is stage.made["a"]
+    remembered = [stage.lead._dialogues._last]
     told(stage, "b")
-    assert stage.lead._dialogues._last is None
+    remembered.append(stage.lead._dialogues._last)
+    assert remembered == [stage.sockets["a"], None]
 
 
 # For how long.
@@ -291,6 +298,32 @@ def test_it_ends_where_nobody_else_is_free(stage: Stage) -> None:
     ends_after(stage, listener, 3)
 
 
+def test_it_ends_where_nobody_leads_for_long(stage: Stage) -> None:
+    """Who was called may be in an initializer."""
+    _, listener = talkative(stage, 9)
+    moments = [0.0, WATCH * 0.9, 0.0, WATCH * 0.9, WATCH * 0.2]
+
+    def run() -> None:
+        stage.lead._leader = 0 if len(listener.runs) != 3 else 1
+        stage.clock.now += moments[len(listener.runs) - 1]
+
+    listener.running = run
+    with mock.patch("pool.dialogue.SLOW", 1.0):
+        ends_after(stage, listener, 5)
+
+
+def test_many_requests_at_once_may_take_longer(stage: Stage) -> None:
+    _, listener = talkative(stage, 9)
+    listener.count = 3
+
+    def run() -> None:
+        stage.clock.now += SLOW * (2.9 if len(listener.runs) < 4 else 3.1)
+        stage.lead._leader = 1
+
+    listener.running = run
+    ends_after(stage, listener, 4)
+
+
 def test_what_goes_wrong_ends_it_and_is_told(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     _, listener = talkative(stage, 9)
 
@@ -364,9 +397,12 @@ def test_who_only_listens_is_not_blocked(stage: Stage) -> None:
 
     def listen() -> None:
         stage.clock.now += 10 * WATCH
+        stage.lead._leader = 0
         stage.bert(stage.round)
+        stage.lead._leader = 1  # and leads on
 
     listener.listening = listen
     begin(stage)
     assert not look(stage)
+    stage.lead._leader = 0
     assert listener.heard == 3

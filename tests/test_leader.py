@@ -69,6 +69,18 @@ def test_a_batch_calls_for_one_watcher(stage: Stage) -> None:
     assert during == [1]
 
 
+def test_a_watcher_who_could_not_be_had_is_called_for_again(stage: Stage) -> None:
+    """The system had no thread just then: behind the next batch somebody asks once more."""
+    stage.add("a")
+    called: list[bool] = []
+    stage.during["a"] = lambda: called.append(stage.lead._lookout.called)
+    for success in (False, True):
+        with mock.patch.object(stage.crew, "nudge", return_value=success):
+            stage.ready("a")
+            stage.round()
+    assert called == [False, True]
+
+
 def test_the_end_of_the_crew_ends_the_lead(stage: Stage) -> None:
     stage.add("a")
     stage.ready("a")

@@ -7,10 +7,12 @@ one has begun, and TICK is long enough for a machine that does other things as w
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import SupportsIndex
@@ -366,3 +368,27 @@ def test_who_sits_on_the_memory_of_all_gets_no_worker(namespace: Namespace, hear
                 pace.wait(0.0025)
         until(lambda: server.stats().connections == 0)
         assert server.stats().cut_for_memory == 1
+
+
+def left_by_its_last_client(
+    namespace: Namespace, heard: Heard
+) -> tuple[weakref.ref[WorkerPool], set[threading.Thread]]:
+    listening = namespace.make_server()
+    pool = WorkerPool(6)
+    with MessageServer(listening, upper, workers=pool) as server:
+        peer = namespace.connect_plainly(listening)
+        chat(peer, heard)
+        until(lambda: not pool._leadership._dialogues.standing)
+        peer.close()
+        until(lambda: server.stats().connections == 0)
+    heard.by.clear()
+    return weakref.ref(pool), pool._threads
+
+
+def test_a_pool_that_nobody_holds_any_more_ends(namespace: Namespace, heard: Heard) -> None:
+    """Also if the last that its leader was told of was the end of a client with whom a worker might have stayed."""
+    pool, threads = left_by_its_last_client(namespace, heard)
+    until(lambda: bool(gc.collect() >= 0 and pool() is None))
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()

@@ -36,8 +36,12 @@ class ScriptedCrew:
     def spare(self) -> int:
         return self.max_workers - len(self.threads)
 
-    def nudge(self) -> None:
+    def idle(self) -> int:
+        return 1 if self.spare() else 0
+
+    def nudge(self) -> bool:
         self.nudges += 1
+        return True
 
 
 class Clock:
