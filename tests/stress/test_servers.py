@@ -6,6 +6,7 @@ Each race states its rounds.  The bug that each is for was planted once, and see
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import statistics
@@ -129,8 +130,20 @@ FLOOD = """
                 peer.connect(("127.0.0.1", int(sys.argv[1])))
         count += 50
         time.sleep(max(0, begin + count / 5000 - time.monotonic()))
-    print(count)
+    print(count, time.process_time())
 """
+
+
+def busy_seconds() -> float:
+    """Of all processors, whoever had them: other machines, too."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def seconds_of(pid: int) -> float:
+    """What the process *pid* has had of them."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -143,36 +156,51 @@ def program(text: str, *args: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def measure(peer: socket.socket, over: Callable[[], bool]) -> float:
+    """99 of 100 answers come within so many seconds, in most half seconds."""
+    times: dict[int, list[float]] = {}
+    first, count = time.perf_counter(), 0
+    while not over() or count < 200:
+        begin = time.perf_counter()
+        assert ask(peer) == b"hello"
+        times.setdefault(int((begin - first) / 0.5), []).append(time.perf_counter() - begin)
+        count += 1
+    return statistics.median(sorted(some)[int(len(some) * 0.99)] for some in times.values())
+
+
+def measured_flood() -> tuple[float, tuple[int, float, float]]:
+    """How many processors had others meanwhile; how many connects there were; the measures without them, and with."""
+    with program(SERVER) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as peer:
+            begin, busy = time.monotonic(), busy_seconds() - seconds_of(os.getpid()) - seconds_of(server.pid)
+            calm = measure(peer, lambda: True)
+            with program(FLOOD, str(port)) as flood:
+                flooded = measure(peer, lambda: flood.poll() is not None)
+                assert flood.stdout is not None
+                count, spent = flood.stdout.read().split()
+            busy = busy_seconds() - seconds_of(os.getpid()) - seconds_of(server.pid) - busy - float(spent)
+            return busy / (time.monotonic() - begin), (int(count), calm, flooded)
+
+
 def test_a_flood_of_connects_starves_nobody() -> None:
     """HAZARDS 12: up to 5,000 connects a second for 3 s, while one client measures.
 
     The three processes share two processors with whatever else runs, so the limit is that of an idle machine (20 ms for
     99 of 100) and half the pace, or as much more as the same client needs without a flood.  It is held to in most half
     seconds: a flood that starves does so in all, a processor that was lent to another machine (1 % of the time is 99 of
-    100) in some.
+    100) in some.  Where others have more than half of the processors (80 to 120 ms beside two loops on two of them, 1
+    to 5 beside one) nothing is said of the server, and it is measured once more.
     """
-    with program(SERVER) as server:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
-        with socket.create_connection(("127.0.0.1", port), PATIENCE) as peer:
-
-            def measure(over: Callable[[], bool]) -> float:
-                times: dict[int, list[float]] = {}
-                first, count = time.perf_counter(), 0
-                while not over() or count < 200:
-                    begin = time.perf_counter()
-                    assert ask(peer) == b"hello"
-                    times.setdefault(int((begin - first) / 0.5), []).append(time.perf_counter() - begin)
-                    count += 1
-                return statistics.median(sorted(some)[int(len(some) * 0.99)] for some in times.values())
-
-            calm = measure(lambda: True)
-            with program(FLOOD, str(port)) as flood:
-                flooded = measure(lambda: flood.poll() is not None)
-                assert flood.stdout is not None
-                count = int(flood.stdout.read())
+    for _ in range(5):
+        others, (count, calm, flooded) = measured_flood()
+        if others <= (os.cpu_count() or 1) / 2:
+            break
+    else:
+        pytest.skip("others had the processors each time")
     assert count > 1000
-    assert flooded < 0.02 + 10 * calm, (count, calm, flooded)
+    assert flooded < 0.02 + 10 * calm, (count, calm, flooded, others)
 
 
 def test_slow_senders_cost_no_worker(ipv4: Namespace) -> None:
