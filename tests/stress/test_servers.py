@@ -187,20 +187,25 @@ def measured_flood() -> tuple[float, tuple[int, float, float]]:
 def test_a_flood_of_connects_starves_nobody() -> None:
     """HAZARDS 12: up to 5,000 connects a second for 3 s, while one client measures.
 
-    The three processes share two processors with whatever else runs, so the limit is that of an idle machine (20 ms for
-    99 of 100) and half the pace, or as much more as the same client needs without a flood.  It is held to in most half
-    seconds: a flood that starves does so in all, a processor that was lent to another machine (1 % of the time is 99 of
-    100) in some.  Where others have more than half of the processors (80 to 120 ms beside two loops on two of them, 1
-    to 5 beside one) nothing is said of the server, and it is measured once more.
+    The limit is that of an idle machine (20 ms for 99 of 100) and half the pace, or as much more as the same client
+    needs without a flood.  It is held to in most half seconds: a flood that starves does so in all, a processor that was
+    lent to another machine (1 % of the time is 99 of 100) in some.
+
+    Three processes share two processors with whatever else runs.  Beside one loop that never rests answers take 0.1 to
+    31 ms, beside two 3 to 120 ms: so where others have more than a quarter of the processors, as the tests of another
+    worker do, ten times the limit has to do, which whoever starves does not keep either; and where they have more than
+    half nothing is said of the server, and it is measured once more.
     """
+    processors = os.cpu_count() or 1
     for _ in range(5):
         others, (count, calm, flooded) = measured_flood()
-        if others <= (os.cpu_count() or 1) / 2:
+        if others <= processors / 2:
             break
     else:
         pytest.skip("others had the processors each time")
+    limit = 0.02 if others <= processors / 4 else 0.2
     assert count > 1000
-    assert flooded < 0.02 + 10 * calm, (count, calm, flooded, others)
+    assert flooded < limit + 10 * calm, (count, calm, flooded, others)
 
 
 def test_slow_senders_cost_no_worker(ipv4: Namespace) -> None:
