@@ -188,8 +188,8 @@ def test_a_flood_of_connects_starves_nobody() -> None:
     """HAZARDS 12: up to 5,000 connects a second for 3 s, while one client measures.
 
     The limit is that of an idle machine (20 ms for 99 of 100) and half the pace, or as much more as the same client
-    needs without a flood.  It is held to in most half seconds: a flood that starves does so in all, a processor that was
-    lent to another machine (1 % of the time is 99 of 100) in some.
+    needs without a flood.  It is held to in most half seconds: a flood that starves does so in all, a processor that
+    was lent to another machine (1 % of the time is 99 of 100) in some.
 
     Three processes share two processors with whatever else runs.  Beside one loop that never rests answers take 0.1 to
     31 ms, beside two 3 to 120 ms: so where others have more than a quarter of the processors, as the tests of another
