@@ -324,7 +324,7 @@ class Crew:
     def _turn(self, bed: threading.Lock) -> bool:
         """Do one thing, or sleep until there may be one; False: the thread is to end."""
         task = self.duty.perform()
-        if self._generation != fork.generation:  # a call has forked, and returned in the child: no worker is here
+        if self._generation != fork.generation:  # a call has forked, and returned in the child
             return False
         if task is None:
             try:
@@ -334,7 +334,7 @@ class Crew:
         if task is not None:
             self.duty.leave()
             task.run()
-        return True
+        return self._generation == fork.generation
 
     def _guarded(self, action: Callable[[], bool | None]) -> bool | None:
         """Do *action*; a callback of a user's future may raise out of it what no thread should end of."""

@@ -34,7 +34,6 @@ Nothing is asked of the crew while it is held, nor the other way round: neither 
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -44,11 +43,12 @@ from typing import Final, cast
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
+from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from pool import reports
 from pool.crew import Crew
 from pool.dialogue import Dialogues
 from pool.lookout import SLOW, WATCH, Lookout
+from pool.station_calls import failed, farewell, make_call, run_errand
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
 
@@ -57,8 +57,6 @@ RETRY: Final = 0.05
 #: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
 PROBE: Final = 4
 SPREAD: Final = 64
-
-logger = logging.getLogger(__name__)
 
 
 class Leadership:
@@ -83,6 +81,7 @@ class Leadership:
         self._calling: Station | None = None  # whose call the leader makes
         self._lookout = Lookout()
         self._dialogues = Dialogues(crew, stations, lambda: self._leader)
+        self._generation = fork.generation
 
     # What the crew asks; see crew.Duty.
 
@@ -149,7 +148,7 @@ class Leadership:
     def end(self, how: Callable[[Station], None]) -> None:
         """End all stations, each by *how*; those whose call is running end when it returns."""
         for station in self._stations.close():
-            self._farewell(station, how)
+            farewell(station, how)
 
     # The lead.
 
@@ -191,6 +190,8 @@ class Leadership:
 
     def _lay_down(self, me: int) -> None:
         """Give up the lead; somebody else takes it, if anybody is free."""
+        if self._generation != fork.generation:
+            return
         with self._lock:
             if self._leader != me:
                 return
@@ -258,7 +259,7 @@ class Leadership:
         errand: Errand | None = None
         told, quick = cast(tuple[Socket, SocketEvent], ()), True
         count, started = len(ready), time.monotonic()
-        while True:
+        while self._generation == fork.generation:
             with lock:
                 if station is not None:
                     station.busy = False
@@ -286,19 +287,21 @@ class Leadership:
                         apart = None
                         station.busy, self._calling = True, station
             if errand is not None:
-                count += self._run(errand)
+                count += run_errand(errand)
                 errand = None
             elif apart is not None:
-                self._apart(partial(self._call, apart, *told), apart)
+                self._apart(partial(make_call, apart, *told), apart)
                 return False
             elif station is not None:
                 if quick:
                     try:
                         station.call(*told)
                     except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-                        self._report(station, error)
+                        failed(station, error)
                 else:
-                    self._call(station, *told)
+                    make_call(station, *told)
+        else:  # a call has forked, and returned in the child, where there are no workers
+            return False
         if errand is not None:
             self.follow_up(errand)
         self._judge(count, started)
@@ -309,7 +312,7 @@ class Leadership:
         if not self._errands:
             return True
         count, started = 0, time.monotonic()
-        while True:
+        while self._generation == fork.generation:
             with self._lock:
                 if self._leader != me:
                     return False
@@ -325,18 +328,13 @@ class Leadership:
                 else:
                     self._running = errand
             if apart:
-                self._apart(partial(self._run, errand))
+                self._apart(partial(run_errand, errand))
                 return False
-            count += self._run(errand)
+            count += run_errand(errand)
+        else:
+            return False
         self._judge(count, started)
         return True
-
-    def _run(self, errand: Errand) -> int:
-        try:
-            return errand.run() or 1
-        except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-            reports.failure(logger, 1, errand, "a worker", error)
-            return 1
 
     def _judge(self, count: int, started: float) -> None:
         """*count* calls were made since *started*: probe, if that was slow; stay awake for a while."""
@@ -354,15 +352,6 @@ class Leadership:
             self._leader = 0
         return apart
 
-    def _call(self, station: Station, socket: Socket, events: SocketEvent) -> None:
-        """Make a call, perhaps told of what was wanted before."""
-        events = station.fits(events)
-        if events:
-            try:
-                station.call(socket, events)
-            except BaseException as error:  # noqa: BLE001 # as in _work_off
-                self._report(station, error)
-
     def _apart(self, action: Callable[[], int | None], station: Station | None = None) -> None:
         """Run an errand, or make *station*'s call, while somebody else leads."""
         started, count = time.monotonic(), 1
@@ -371,15 +360,16 @@ class Leadership:
             count = action() or 1
         finally:
             slow = time.monotonic() - started > SLOW * count
-            with self._lock:
-                if station is not None:
-                    station.busy = False
-                    self._stations.release_locked(station)
-                self._spread = SPREAD if slow else max(self._spread - 1, 0)
+            if self._generation == fork.generation:
+                with self._lock:
+                    if station is not None:
+                        station.busy = False
+                        self._stations.release_locked(station)
+                    self._spread = SPREAD if slow else max(self._spread - 1, 0)
 
     def _tell_departed(self, me: int) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""
-        while True:
+        while self._generation == fork.generation:
             with self._lock:
                 mine = self._leader == me
                 station = self._stations.take_departed_locked() if mine else None
@@ -387,14 +377,5 @@ class Leadership:
             if station is None:
                 return mine
             self._call_watch()
-            self._farewell(station, Station.end)
-
-    def _farewell(self, station: Station, how: Callable[[Station], None]) -> None:
-        try:
-            how(station)
-        except BaseException as problem:  # noqa: BLE001 # as above
-            self._report(station, problem)
-
-    def _report(self, station: Station, error: BaseException) -> None:
-        station.failures += 1
-        reports.failure(logger, station.failures, station.call, "a worker", error)
+            farewell(station, Station.end)
+        return False

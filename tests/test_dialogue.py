@@ -17,6 +17,7 @@ from bbipc.sockets.stream import CAN_WAIT
 from pool.dialogue import ENOUGH, MOST, TICK, WORTH
 from pool.lookout import SLOW, WATCH
 from pool.stations import Station
+from tests.support.forking import FORKS, Forking
 from tests.support.leading import READ, Stage, staged
 
 pytestmark = pytest.mark.skipif(not CAN_WAIT, reason="reads can wait on Linux only")
@@ -322,6 +323,27 @@ def test_many_requests_at_once_may_take_longer(stage: Stage) -> None:
 
     listener.running = run
     ends_after(stage, listener, 4)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@FORKS[0]
+@FORKS[1]
+def test_a_child_that_returns_from_it(stage: Stage, slow: bool) -> None:
+    """A handler has forked, while somebody else had the lock that the child finds held for ever (HAZARDS 55)."""
+    station, listener = talkative(stage, 9)
+    begin(stage)
+    forking = Forking(stage.stations.lock)
+
+    def run() -> None:
+        forking()
+        stage.clock.now += SLOW * 1.01 if slow else 0.0
+
+    listener.running = lambda: run() if len(listener.runs) == 2 else None
+    with forking.child_ends():
+        look(stage)
+        forking.leave()
+    assert len(listener.runs) == (2 if slow else 9)
+    assert (stage.armed("a"), station.busy) == (READ, False)
 
 
 def test_what_goes_wrong_ends_it_and_is_told(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,7 +69,7 @@ POOL_LAYERS: list[set[str]] = [
     {"connections", "message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
     {"crew", "dispatch", "stations"},
     # who waits
-    {"dialogue"},
+    {"dialogue", "station_calls"},
     {"leader", "polling_loop"},
     # what waits for one socket
     {"accepting", "borrowed", "later", "socket_queue"},
