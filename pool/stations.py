@@ -6,6 +6,9 @@ lock, which is taken before a poller's, and that before a socket's.
 A station is *busy* while its call is being made.  It is then left armed, as long as nobody polls meanwhile (see
 ``leader.py``), or else *held*: the kernel is not asked for it.  When the call returns it is armed again, and what is
 true by then is told anew.
+
+One that is cancelled while its call is being made goes on holding its socket: a new station of the same socket is its
+*heir*, busy and held from the start, and begins when that call returns.  So no socket has two calls at once.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Station:
         "paused",
         "errand",
         "listener",
+        "heir",
         "failures",
         "_events",
         "_table",
@@ -67,6 +71,7 @@ class Station:
         self.paused = False
         self.errand: Errand | None = None  # what its call has left; the leader's
         self.listener: Listener | None = None  # see dialogue.py
+        self.heir: Station | None = None  # waits for our call to return
         self._table = table
         self._owner = owner  # a pool that nobody holds any more ends; so it is held while it has a station
 
@@ -137,6 +142,7 @@ class Stations:
         self.closed_sockets: deque[Socket] = deque()  # written down by the closer, without a lock
         self.unarmed: deque[Station] = deque()  # for which the kernel had no room
         self._departed: deque[Station] = deque()  # whose end is to be told
+        self._leaving: dict[Socket, Station] = {}  # cancelled, and their calls have not returned
         self._closed = False
         self._generation = fork.generation
 
@@ -162,6 +168,11 @@ class Stations:
             self.changes += 1
             self.poller.monitor_socket(station.socket, events)
             self.table[station.socket] = station
+            leaving = self._leaving.get(station.socket)
+            if leaving is not None:
+                station.busy = station.held = True
+                leaving.heir = station
+                self._arm_locked(station)
 
     def remove(self, station: Station) -> bool:
         """Take *station* out; False: it was out already."""
@@ -173,6 +184,8 @@ class Stations:
                 return False
             station.gone = True
             self.changes += 1
+            if station.busy:
+                self._leave_locked(station)
             if self.table.get(station.socket) is station:
                 del self.table[station.socket]
                 with contextlib.suppress(KeyError, PollerClosedError):
@@ -203,12 +216,26 @@ class Stations:
         station.busy = True
         return station
 
+    def _leave_locked(self, station: Station) -> None:
+        """It was cancelled while its call is being made, or while it waits for another's to return."""
+        leaving = self._leaving.setdefault(station.socket, station)
+        if leaving is station:
+            station.held = True  # so that it is released
+        else:
+            leaving.heir = None
+
     def release_locked(self, station: Station) -> None:
         """Its call has returned."""
         if station.held:
             self._let_go_locked(station)
             if station.held:  # whoever waits for events is to wait for a moment only
                 self.wake()
+        if self._leaving and self._leaving.get(station.socket) is station:
+            del self._leaving[station.socket]
+            heir, station.heir = station.heir, None
+            if heir is not None:
+                heir.busy = False
+                self.release_locked(heir)
         if station.farewell is not None and station.gone:
             self._departed.append(station)
             self.wake()

@@ -180,19 +180,81 @@ def test_cancelled_in_its_own_call(table: Table) -> None:
     assert not table.some_departed()
 
 
-def test_cancelled_and_made_anew_in_its_own_call(table: Table) -> None:
-    """The old one's return does not touch the new one."""
+def returns(table: Table, station: Station) -> None:
+    """What the leader does then."""
+    with table.lock:
+        station.busy = False
+        if station.held or station.farewell is not None:
+            table.release_locked(station)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_cancelled_and_made_anew_in_its_own_call(table: Table, held: bool) -> None:
+    """The new one begins when the old one's call has returned: no two at once for one socket."""
     table.add(table.station, READ)
     with table.lock:
-        table.hold_locked(table.station)
+        if held:
+            table.hold_locked(table.station)
+        table.station.busy = True
     table.station.cancel()
     fresh = table.make()
     table.add(fresh, SocketEvent.READY_TO_WRITE)
     with table.lock:
-        table.station.busy = False
-        table.release_locked(table.station)
+        assert table.hold_locked(fresh) is None  # what was told before
+    assert table.armed() == NOTHING
+    returns(table, table.station)
     assert table.armed() == SocketEvent.READY_TO_WRITE
     assert table.table[table.ours] is fresh
+    with table.lock:
+        assert table.hold_locked(fresh) is fresh
+    returns(table, fresh)
+    assert not table._leaving
+
+
+def test_made_anew_again_and_again_in_its_own_call(table: Table) -> None:
+    """The last one begins; those between never had a call."""
+    table.add(table.station, READ)
+    with table.lock:
+        table.station.busy = True
+    for _ in range(3):
+        table.table[table.ours].cancel()
+        table.add(table.make(), READ)
+    last = table.table[table.ours]
+    assert table.armed() == NOTHING
+    returns(table, table.station)
+    assert (table.armed(), last.busy, last.held) == (READ, False, False)
+    last.cancel()
+    table.add(table.make(), READ)
+    assert table.armed() == READ
+
+
+@pytest.mark.parametrize("change", ["pause", "cancel", "close", "end"])
+def test_an_heir_that_is_changed_before_it_begins(table: Table, change: str) -> None:
+    table.add(table.station, READ)
+    with table.lock:
+        table.station.busy = True
+    table.station.cancel()
+    heir = table.make()
+    table.add(heir, READ)
+    if change in ("pause", "cancel"):
+        getattr(heir, change)()
+    elif change == "close":
+        table.ours.close()
+        with table.lock:
+            assert table.take_departed_locked() is None  # not while a call is being made for its socket
+    else:
+        assert table.close() == []
+    returns(table, table.station)
+    if change == "pause":
+        assert table.armed() == NOTHING
+        heir.resume()
+        assert table.armed() == READ
+    elif change == "cancel":
+        assert not table.some_departed()
+    else:
+        with table.lock:
+            assert table.take_departed_locked() is heir
+    assert not table._leaving
 
 
 def test_a_close_is_written_down_by_the_closer(table: Table) -> None:

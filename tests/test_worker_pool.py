@@ -21,6 +21,7 @@ from bbipc import PollerClosedError, SocketClosedError, SocketEvent
 from pool import worker_pool
 from pool.poller_thread import PollerThread
 from pool.worker_pool import PoolStats, WorkerPool
+from tests.support.loops import pair
 from tests.support.makers import PATIENCE, Worker, wait_until_asleep
 from tests.test_crew import Held, all_held, until
 from tests.test_fork import in_child
@@ -487,6 +488,46 @@ def test_all_workers_but_one_blocked() -> None:
         assert pool.submit(int).result(SOON) == 0
         for call in calls:
             call.go_on.set()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_cancelled_and_monitored_anew_while_its_call_runs(rounds: int) -> None:
+    """The new monitor's first call waits for the old one's last."""
+    begun, go, again = threading.Event(), threading.Event(), threading.Event()
+    running: list[int] = []
+    most: list[int] = []
+
+    def first(stream: bbipc.StreamSocket, events: SocketEvent) -> None:
+        running.append(1)
+        begun.set()
+        assert go.wait(PATIENCE)
+        running.pop()
+
+    def second(stream: bbipc.StreamSocket, events: SocketEvent) -> None:
+        most.append(len(running))
+        if stream.read():
+            again.set()
+
+    with WorkerPool(4) as pool, pair() as (ours, theirs), pair() as (other, another):
+        monitor = pool.monitor(ours, READ, first)
+        theirs.write(b"x")
+        assert begun.wait(PATIENCE)
+        for _ in range(rounds):
+            monitor.cancel()
+            monitor = pool.monitor(ours, READ, second)
+        turn = threading.Event()
+
+        def beside(stream: bbipc.StreamSocket, events: SocketEvent) -> None:
+            if stream.read():
+                turn.set()
+
+        pool.monitor(other, READ, beside)
+        another.write(b"x")
+        assert turn.wait(PATIENCE)  # others are served, and whoever leads has looked
+        assert not most
+        go.set()
+        assert again.wait(PATIENCE)
+        assert set(most) == {0}
 
 
 @pytest.mark.parametrize("workers", [1, 3])
