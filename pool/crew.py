@@ -28,10 +28,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from bbipc.sockets import fork
 from pool import lifecycle, reports
+from pool.duty import Duty, NoDuty
 from pool.tasks import AnyTask
 
 #: seconds until a nudge asks the system for a thread again, where it had none
@@ -40,62 +41,16 @@ SHORT: Final = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Duty(Protocol):
-    """What a worker does before he sleeps."""
-
-    def perform(self) -> AnyTask | None:
-        """Do it, for as long as there is nothing else; the task that was found meanwhile."""
-
-    def wanted(self) -> bool:
-        """Whether somebody has to do it, and nobody does."""
-        ...
-
-    def begin_watch(self) -> float | None:
-        """About to sleep: for how many seconds at most; ``None``: without limit."""
-
-    def leave(self) -> None:
-        """About to run a task: somebody else has to watch."""
-
-    def dismiss(self) -> None:
-        """A worker ends, because the crew does."""
-
-    def interrupt(self) -> None:
-        """Look around: there is a task and nobody else to take it, or the end."""
-
-
-class NoDuty:
-    """Nothing to do but tasks."""
-
-    def perform(self) -> AnyTask | None:
-        """Nothing."""
-        return None
-
-    def wanted(self) -> bool:
-        """No."""
-        return False
-
-    def begin_watch(self) -> float | None:
-        """No limit."""
-        return None
-
-    def leave(self) -> None:
-        """Nothing."""
-
-    def dismiss(self) -> None:
-        """Nothing."""
-
-    def interrupt(self) -> None:
-        """Nobody is there."""
-
-
 class _Gate:
     """Somebody who waits for a place in the queue, and what he wants to put there."""
 
-    __slots__ = ("task", "lock", "refused")
+    __slots__ = ("task", "lock", "refused", "holds_worker")
 
-    def __init__(self, task: AnyTask) -> None:
+    def __init__(self, task: AnyTask, *, holds_worker: bool) -> None:
+        """*holds_worker*: he is a worker himself, and waits without limit."""
         self.task = task
         self.refused = False
+        self.holds_worker = holds_worker
         self.lock = threading.Lock()
         self.lock.acquire()  # let go by whoever puts the task into the queue, or refuses it
 
@@ -145,7 +100,7 @@ class Crew:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     def put(self, task: AnyTask, timeout: float | None, *, urgent: bool = False) -> bool:
-        """Let a worker run *task*; False: there was no place in the queue for *timeout* seconds.
+        """Let a worker run *task*; False: there was no place in the queue for *timeout* seconds, or never would be.
 
         *urgent*: whatever the limit of the queue says.
         """
@@ -154,9 +109,7 @@ class Crew:
             self.check()
             room = urgent or self._limit is None or len(self.tasks) < self._limit
             taken = not room or self._put_locked(task)
-            gate = None if room or timeout == 0 else _Gate(task)
-            if gate is not None:
-                self._gates.append(gate)
+            gate = None if room or timeout == 0 else self._queue_up_locked(task, timeout)
         if not taken:  # asked behind the lock: a duty has a lock of its own, and may need ours with it in hand
             self.duty.interrupt()
         if gate is None:
@@ -254,6 +207,15 @@ class Crew:
         """Not for users: the interpreter exits."""
         if self._generation == fork.generation:
             self.join(max(deadline - time.monotonic(), 0.0))
+
+    def _queue_up_locked(self, task: AnyTask, timeout: float | None) -> _Gate | None:
+        """Wait for a place; ``None``: the caller is the last worker, and nobody would be left to make one."""
+        holds_worker = timeout is None and threading.current_thread() in self.threads
+        if holds_worker and sum(gate.holds_worker for gate in self._gates) + 1 >= len(self.threads):
+            return None
+        gate = _Gate(task, holds_worker=holds_worker)
+        self._gates.append(gate)
+        return gate
 
     def _put_locked(self, task: AnyTask) -> bool:
         """Put it into the queue; False: nobody is free to take it, and the duty is to be interrupted."""

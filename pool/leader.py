@@ -83,7 +83,7 @@ class Leadership:
         self._dialogues = Dialogues(crew, stations, lambda: self._leader)
         self._generation = fork.generation
 
-    # What the crew asks; see crew.Duty.
+    # What the crew asks; see duty.py.
 
     def perform(self) -> AnyTask | None:
         """Lead, if nobody else does, for as long as the lead is not lost and there is no task."""
@@ -218,7 +218,8 @@ class Leadership:
                 self._errands.extend(dialogues.look_locked())
                 pause = WATCH
             if poller is None or not len(self._stations):
-                self._leader = self._leader if self._errands else 0
+                if not self._errands:
+                    self._leader = 0
                 return bool(self._errands)
             hurried = self._spread or self._spin or self._errands or self._crew.tasks
             dialogue = None if hurried else dialogues.begin_locked()

@@ -83,9 +83,10 @@ class WorkerPool(Executor):
     *poller_thread*: for ``when`` and for timeouts; ``None``: one of its own, at first need.  *executor*: makes all the
     calls in its place, and stays its owner's: ``shutdown`` leaves it alone.  *thread_name_prefix*, *initializer* and
     *initargs* as for ThreadPoolExecutor.  *queue_limit*: how many submitted calls may wait for a worker, ``None``: any
-    number; past it ``submit`` waits *queue_timeout* seconds (``None``: for as long as it takes) and raises.  *spin*:
-    for so many seconds behind each call the worker that waits for sockets looks at them again and again before it
-    sleeps; 20 to 50 us save a wake-up where the next request comes at once, and cost the processor that time.
+    number; past it ``submit`` waits *queue_timeout* seconds (``None``: for as long as it takes) and raises.  A call
+    that was cancelled in the queue keeps its place until a worker comes across it.  *spin*: for so many seconds behind
+    each call the worker that waits for sockets looks at them again and again before it sleeps; 20 to 50 us save a
+    wake-up where the next request comes at once, and cost the processor that time.
 
     A call that waits for another call of the same pool may wait for ever, when all workers do that: give such calls
     a pool of their own.  Any thread may call any method at any time.
@@ -155,7 +156,8 @@ class WorkerPool(Executor):
 
         :raises RuntimeError: the pool was shut down, or belongs to the process that forked this one, or the
             interpreter exits
-        :raises QueueFullError: the queue was full for too long
+        :raises QueueFullError: the queue was full for too long; or the caller is a worker of this pool, all the others
+            wait for a place as well, and nobody would be left to make one
         :raises BrokenThreadPool: the initializer has failed
         """
         self._check_open()

@@ -253,6 +253,46 @@ def test_no_place_for_some_time() -> None:
         assert not pool._crew._gates
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_last_worker_does_not_wait_for_a_place(workers: int) -> None:
+    """Nobody would be left to make one: all of them would wait for ever."""
+    begun, full = threading.Barrier(workers + 1), threading.Barrier(workers + 1)
+
+    def call() -> str:
+        begun.wait(PATIENCE)
+        full.wait(PATIENCE)
+        try:
+            pool.submit(int)
+        except QueueFullError:
+            return "refused"
+        return "placed"
+
+    with WorkerPool(workers, queue_limit=workers) as pool:
+        calls = [pool.submit(call) for _ in range(workers)]
+        begun.wait(PATIENCE)
+        for _ in range(workers):
+            pool.submit(int)
+        full.wait(PATIENCE)
+        assert [future.result(PATIENCE) for future in calls].count("refused") == 1
+        assert pool.submit(int).result(PATIENCE) == 0
+
+
+def test_a_worker_waits_for_a_place_that_another_will_make() -> None:
+    with WorkerPool(2, queue_limit=1) as pool, all_held(pool, 1) as (held,):
+        begun = threading.Event()
+
+        def call() -> int:
+            pool.submit(int)
+            begun.set()
+            return pool.submit(int).result(PATIENCE)
+
+        waiting = pool.submit(call)
+        assert begun.wait(PATIENCE)
+        waiting_for_a_place(pool, 1)
+        held.go_on.set()
+        assert waiting.result(PATIENCE) == 0
+
+
 def test_places_are_passed_on_in_order() -> None:
     order: list[int] = []
     with WorkerPool(1, queue_limit=1) as pool:

@@ -67,7 +67,8 @@ POOL_LAYERS: list[set[str]] = [
     {"afterwards", "futures", "interests", "lifecycle", "lookout", "message_limits", "reports", "requests", "seldom"},
     {"table", "timers", "told", "unverified"},
     {"connections", "message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
-    {"crew", "dispatch", "stations"},
+    {"dispatch", "duty", "stations"},
+    {"crew"},
     # who waits
     {"dialogue", "station_calls"},
     {"leader", "polling_loop"},
