@@ -3,12 +3,14 @@
 A wait may end in five ways: its events come, its time is up, it is cancelled, its socket is closed, its loop is
 closed.  Two threads go through the same waits side by side, and each ends them in a way of its own: a *pair*.  The
 table of interests and the timers are real, the poller is a dummy, so that a pair takes 25 to 200 us.  Afterwards each
-future must be settled, once, in one of the two ways, known to those who wait for it, and nothing registered.
+future must be settled, once, in one of the two ways, known to those who wait for it, and nothing registered.  The same
+for calls in a pool's queue, and for calls that wait for their time.
 
 Then real sockets: a peer writes, another thread cancels or closes at random, some waits have a timeout of no time.
 
-The full size is 2,000,000 pairs and 20,000 reads: three to eight minutes on two busy processors.  ``--plant`` puts
-``if not future.done(): future.set_result(...)`` in the place of the claim: the bug that the race must find.
+The full size is 2,000,000 pairs of each kind and 20,000 reads: one to eight minutes a kind on two busy processors.
+``--plant`` puts ``if not future.done(): future.set_result(...)`` in the place of the claim: the bug that the race must
+find.
 """
 
 # ruff: noqa: T201
@@ -26,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
-from typing import cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 from unittest import mock
 
 import bbipc
@@ -35,8 +37,9 @@ from bbipc.events import DATA_AVAILABLE
 from bbipc.polling.poller import Poller
 from bbipc.sockets.base import Socket
 from pool.interests import Interests
-from pool.parties import Wait
+from pool.parties import Call, Wait
 from pool.polling_loop import PollingLoop
+from pool.tasks import Task
 from pool.timers import Timers
 from tests.stress.close_race import switch_interval
 from tests.support.loops import NOTHING, dealt_out, handler_added, left
@@ -77,10 +80,23 @@ def plain_fail(future: Future[SocketEvent], error: BaseException) -> bool:
     return True
 
 
+def plain_run(future: Future[SocketEvent], fn: Callable[[], SocketEvent]) -> bool:
+    """The same for what a function gives."""
+    if not future.done():
+        future.set_result(fn())
+    return True
+
+
 @contextlib.contextmanager
 def planted() -> Iterator[None]:
     """Look, then settle: what everybody writes at first."""
-    with mock.patch("pool.parties.settle", plain_settle), mock.patch("pool.parties.fail", plain_fail):
+    with (
+        mock.patch("pool.parties.settle", plain_settle),
+        mock.patch("pool.parties.fail", plain_fail),
+        mock.patch("pool.parties.run", plain_run),
+        mock.patch("pool.tasks.fail", plain_fail),
+        mock.patch("pool.tasks.run", plain_run),
+    ):
         yield
 
 
@@ -96,20 +112,51 @@ class Errors(logging.Handler):
 
 
 class Runner:
-    """One wait that two threads end."""
+    """One future that two threads end."""
 
-    __slots__ = ("socket", "future", "wait", "calls", "cancelled")
+    __slots__ = ("future", "calls", "cancelled")
 
-    def __init__(self, table: Interests, timers: Timers) -> None:
-        self.socket = cast(Socket, Dummy())
-        self.future: Future[SocketEvent] = Future()
-        self.wait = Wait(table, timers, self.socket, DATA_AVAILABLE, self.future)
+    def __init__(self, future: Future[SocketEvent]) -> None:
+        self.future = future
         self.calls: list[int] = []
         self.cancelled = False
+        future.add_done_callback(lambda future: self.calls.append(1))
+
+
+class WaitRunner(Runner):
+    """That of a wait for a socket."""
+
+    __slots__ = ("socket", "wait")
+
+    def __init__(self, table: Interests, timers: Timers) -> None:
+        super().__init__(Future())
+        self.socket = cast(Socket, Dummy())
+        self.wait = Wait(table, timers, self.socket, DATA_AVAILABLE, self.future)
         self.future.add_done_callback(self.wait.future_done)
-        self.future.add_done_callback(lambda future: self.calls.append(1))
         table.join(self.socket, self.wait)
         self.wait.limit(timers.add(3600, self.wait.time_out)[0])
+
+
+class TaskRunner(Runner):
+    """That of a call in a pool's queue."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        super().__init__(Future())
+        self.task = Task(self.future, lambda: DATA)
+
+
+class CallRunner(Runner):
+    """That of a call that waits for its time."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, timers: Timers) -> None:
+        super().__init__(Future())
+        self.call = Call(timers, self.future, lambda: DATA, ())
+        self.future.add_done_callback(self.call.future_done)
+        self.call.timer = timers.add(3600, self.call.run)[0]
 
 
 def patience() -> int:
@@ -119,63 +166,46 @@ def patience() -> int:
     return 10 if getattr(sys, "_is_gil_enabled", lambda: True)() else 5000
 
 
-class Race:
-    """Pairs of ends of one wait."""
+R = TypeVar("R", bound=Runner)
+Way = tuple[Callable[[Any, Any], None], str]
+
+
+class Race(Generic[R]):
+    """Pairs of ends of one future: what all races have in common."""
+
+    #: how a future may be ended, and as what
+    WAYS: ClassVar[tuple[Way, ...]]
 
     def __init__(self) -> None:
-        self.dummy = Dummy()
-        self.table = Interests()
-        self.table.poller = cast(Poller, self.dummy)
-        self.timers = Timers()
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.close_error = PollerClosedError("closed")
         self.steps = [0, 0]
 
-    # The five ways.
+    def make(self) -> R:
+        """A future to race for."""
+        raise NotImplementedError
 
-    def readiness(self, runner: Runner) -> None:
-        for party in self.table.parties_of(runner.socket):
-            party.tell(runner.socket, DATA_AVAILABLE)
+    def leftovers(self) -> dict[str, int]:
+        """What should not be there any more, and how often it is."""
+        return {}
 
-    def timeout(self, runner: Runner) -> None:
-        runner.wait.time_out()
-
-    def cancel(self, runner: Runner) -> None:
+    def cancel(self, runner: R) -> None:
         runner.cancelled = runner.future.cancel()
-
-    def close_socket(self, runner: Runner) -> None:
-        self.dummy.monitored.discard(runner.socket)  # a socket leaves its pollers before its end is told
-        for party in self.table.take(runner.socket):
-            party.end(SocketClosedError(runner.socket))
-
-    def close_loop(self, runner: Runner) -> None:
-        """As ``take_all`` does it, for one: all at once would leave the rest of the batch no race."""
-        self.dummy.monitored.discard(runner.socket)
-        for party in self.table.take(runner.socket):
-            party.end(self.close_error)
-
-    WAYS: tuple[tuple[Callable[[Race, Runner], None], str], ...] = (
-        (readiness, "events"),
-        (timeout, "TimeoutError"),
-        (cancel, "cancelled"),
-        (close_socket, "SocketClosedError"),
-        (close_loop, "PollerClosedError"),
-    )
 
     def run(self, pairs: int) -> None:
         """Race *pairs* pairs; every combination of two different ways, and of two cancels, in turn."""
-        combinations = [*itertools.permutations(self.WAYS, 2), (self.WAYS[2], self.WAYS[2])]
+        cancel = next(way for way in self.WAYS if way[1] == "cancelled")
+        combinations = [*itertools.permutations(self.WAYS, 2), (cancel, cancel)]
         batches = max(pairs // BATCH, len(combinations))
         plan = [combinations[number % len(combinations)] for number in range(batches)]
-        current: list[Runner] = []
+        current: list[R] = []
         barrier = threading.Barrier(2)
         other = threading.Thread(target=self._other, args=(plan, current, barrier), daemon=True)
         other.start()
         heard = Errors()
         with handler_added(heard, "concurrent.futures"):
             for ways in plan:
-                current[:] = [Runner(self.table, self.timers) for _ in range(BATCH)]
+                current[:] = [self.make() for _ in range(BATCH)]
                 self.steps[:] = [0, 0]
                 barrier.wait(60)
                 self._end_all(current, ways[0][0], 0)
@@ -185,18 +215,13 @@ class Race:
         for error in heard.seen:
             self.faults[f"logged {error}"] += 1
 
-    def _other(
-        self,
-        plan: list[tuple[tuple[Callable[[Race, Runner], None], str], tuple[Callable[[Race, Runner], None], str]]],
-        current: list[Runner],
-        barrier: threading.Barrier,
-    ) -> None:
+    def _other(self, plan: list[tuple[Way, Way]], current: list[R], barrier: threading.Barrier) -> None:
         for ways in plan:
             barrier.wait(60)
             self._end_all(current, ways[1][0], 1)
             barrier.wait(60)
 
-    def _end_all(self, runners: list[Runner], way: Callable[[Race, Runner], None], me: int) -> None:
+    def _end_all(self, runners: list[R], way: Callable[[Any, Any], None], me: int) -> None:
         """Side by side: whoever is ahead waits for the other, for a while."""
         steps, other, pace = self.steps, 1 - me, patience()
         for number, runner in enumerate(runners):
@@ -209,7 +234,7 @@ class Race:
                 self.faults[f"raised {type(error).__name__}"] += 1
             steps[me] = number + 1
 
-    def _judge(self, runners: list[Runner], expected: set[str]) -> None:
+    def _judge(self, runners: list[R], expected: set[str]) -> None:
         for runner in runners:
             outcome = outcome_of(runner.future)
             self.outcomes[outcome] += 1
@@ -221,13 +246,97 @@ class Race:
                 self.faults[f"cancel() said {runner.cancelled}, and it is {outcome}"] += 1
             if len(runner.calls) != 1:
                 self.faults[f"{len(runner.calls)} calls of a callback"] += 1
-        for what, count in (
-            ("sockets in the table", len(self.table)),
-            ("sockets in the poller", len(self.dummy.monitored)),
-            ("timers", len(self.timers)),
-        ):
+        for what, count in self.leftovers().items():
             if count:
                 self.faults[f"{what} are left"] += count
+
+
+class WaitRace(Race[WaitRunner]):
+    """Waits: their events come, their time is up, they are cancelled, their socket or their loop is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dummy = Dummy()
+        self.table = Interests()
+        self.table.poller = cast(Poller, self.dummy)
+        self.timers = Timers()
+        self.close_error = PollerClosedError("closed")
+
+    def make(self) -> WaitRunner:
+        return WaitRunner(self.table, self.timers)
+
+    def leftovers(self) -> dict[str, int]:
+        left = {"sockets in the table": len(self.table), "sockets in the poller": len(self.dummy.monitored)}
+        return left | {"timers": len(self.timers)}
+
+    def readiness(self, runner: WaitRunner) -> None:
+        for party in self.table.parties_of(runner.socket):
+            party.tell(runner.socket, DATA_AVAILABLE)
+
+    def timeout(self, runner: WaitRunner) -> None:
+        runner.wait.time_out()
+
+    def close_socket(self, runner: WaitRunner) -> None:
+        self.dummy.monitored.discard(runner.socket)  # a socket leaves its pollers before its end is told
+        for party in self.table.take(runner.socket):
+            party.end(SocketClosedError(runner.socket))
+
+    def close_loop(self, runner: WaitRunner) -> None:
+        """As ``take_all`` does it, for one: all at once would leave the rest of the batch no race."""
+        self.dummy.monitored.discard(runner.socket)
+        for party in self.table.take(runner.socket):
+            party.end(self.close_error)
+
+    WAYS = (
+        (readiness, "events"),
+        (timeout, "TimeoutError"),
+        (Race.cancel, "cancelled"),
+        (close_socket, "SocketClosedError"),
+        (close_loop, "PollerClosedError"),
+    )
+
+
+class TaskRace(Race[TaskRunner]):
+    """Calls in a queue: a worker makes them, they are cancelled, the pool gives them up."""
+
+    def make(self) -> TaskRunner:
+        return TaskRunner()
+
+    def work(self, runner: TaskRunner) -> None:
+        runner.task.run()
+
+    def give_up(self, runner: TaskRunner) -> None:
+        runner.task.give_up(TimeoutError())
+
+    WAYS = ((work, "events"), (Race.cancel, "cancelled"), (give_up, "TimeoutError"))
+
+
+class CallRace(Race[CallRunner]):
+    """Calls that wait for their time: it comes, they are cancelled, their loop is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers = Timers()
+
+    def make(self) -> CallRunner:
+        return CallRunner(self.timers)
+
+    def leftovers(self) -> dict[str, int]:
+        return {"timers": len(self.timers)}
+
+    def taken(self, runner: CallRunner) -> bool:
+        """As ``due`` and ``clear`` take theirs: out of the same heap, under its lock."""
+        return runner.call.timer is not None and self.timers.cancel(runner.call.timer)
+
+    def time(self, runner: CallRunner) -> None:
+        if self.taken(runner):
+            runner.call.run()
+
+    def close(self, runner: CallRunner) -> None:
+        if self.taken(runner):
+            runner.call.end(PollerClosedError("closed"))
+
+    WAYS = ((time, "events"), (Race.cancel, "cancelled"), (close, "PollerClosedError"))
 
 
 def outcome_of(future: Future[SocketEvent]) -> str:
@@ -321,7 +430,9 @@ def main() -> None:
     wrong = 0
     with planted() if args.plant else contextlib.nullcontext(), switch_interval(args.interval):
         for race, run, count in (
-            (pairs := Race(), pairs.run, args.pairs),
+            (pairs := WaitRace(), pairs.run, args.pairs),
+            (tasks := TaskRace(), tasks.run, args.pairs),
+            (calls := CallRace(), calls.run, args.pairs),
             (reads := ReadRace(), reads.run, args.reads),
         ):
             began = time.perf_counter()
