@@ -239,7 +239,7 @@ def make_local_server(
     lock.
 
     :raises ValueError: an empty, too long or NUL-holding path, or a number out of range
-    :raises TypeError: no path
+    :raises TypeError: *path* is not a path
     :raises SocketError: EADDRINUSE and what is in the way (a live server, a dead one, a plain file), EACCES, ENOENT …
     """
     name = paths.socket_path(path)
@@ -267,7 +267,7 @@ def connect_to_local_server(path: Path) -> LocalStream:
     :raises NoLocalServerError: nothing listens there: no such file, or its server is dead
     :raises ConnectionFailedError: the server cannot be connected to (EACCES, EPROTOTYPE …)
     :raises ValueError: an empty, too long or NUL-holding path
-    :raises TypeError: no path
+    :raises TypeError: *path* is not a path
     :raises SocketError: there are no descriptors left
     """
     name = paths.for_kernel(paths.socket_path(path))
