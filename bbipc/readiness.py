@@ -1,7 +1,9 @@
 """What the kernel's flags mean: the one truth table of the package.
 
-Two laws.  This file is pure: no system call, no lock, no socket; numbers in, numbers out.  And nothing else in the
-package interprets a kernel flag: predicates, ``poll_socket``, ``poll_sockets`` and every poller backend come here.
+Two laws.  This file is pure: no system call, no lock, no socket; numbers in, numbers out.  And no other file turns
+flags into events: predicates, ``poll_socket``, ``poll_sockets`` and every poller backend come here.
+(``connection.py``, ``tcp.py`` and ``watch.py`` look at flags only to settle a connect, to tell a reset from an end, and
+to choose how to wait.)
 
     the stream is                             CONDITION   standing events       DATA        WRITE       ROOM
     connecting                                CONNECTING  -                     -           -           -

@@ -45,6 +45,8 @@ async def serve(server: bbipc.StreamServer, thread: PollerThread, idle: float) -
         while True:
             try:
                 stream = await asyncio.wrap_future(thread.accept(server))
+            except bbipc.SocketClosedError:
+                return
             except bbipc.SocketError:  # out of descriptors: the callers wait a little
                 await asyncio.sleep(0.1)
             else:

@@ -54,7 +54,7 @@ def cluster(scheduler: str | None, processes: int) -> Iterator[Executor]:
 
 
 def serve(address: Address, scheduler: str | None, processes: int) -> None:
-    listening = address.listen(replace_stale=True) if address.kind == "local" else address.listen()
+    listening = address.listen(replace_stale=True)
     with (
         listening,
         cluster(scheduler, processes) as executor,

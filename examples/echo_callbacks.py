@@ -70,7 +70,7 @@ if __name__ == "__main__":
             thread.call_later(0, Door, listening, thread).result()
             print(f"echo server: {listening!r}; Ctrl-C ends it", flush=True)
             while True:
-                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
+                time.sleep(1)  # in short sleeps: a Ctrl-C that comes just before one is noticed when it ends
     except KeyboardInterrupt:
         print("echo server: bye")
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import sys
 import bbipc
 from bbipc import SocketEvent
 
+DATA_OR_END = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 PATIENCE = 10.0  # seconds, for each step
 
 
@@ -28,11 +29,13 @@ def echoed(stream: bbipc.StreamSocket, text: str) -> str:
     data = text.encode()
     sent, answer = 0, b""
     while len(answer) < len(data):
-        wanted = SocketEvent.DATA_AVAILABLE | (SocketEvent.READY_TO_WRITE if sent < len(data) else SocketEvent(0))
+        wanted = DATA_OR_END | SocketEvent.ROOM_TO_WRITE if sent < len(data) else DATA_OR_END
         happened = bbipc.poll_socket(stream, wanted, PATIENCE)
         if not happened:
             raise TimeoutError("the server is not working")
-        if SocketEvent.READY_TO_WRITE in happened:
+        if SocketEvent.REMOTE_DISCONNECTED in happened:
+            raise ConnectionError("the server has closed the connection")
+        if SocketEvent.ROOM_TO_WRITE in happened:
             sent += stream.write(data, sent)
         if SocketEvent.DATA_AVAILABLE in happened:
             answer += stream.read(len(data) - len(answer)) or b""

@@ -30,9 +30,10 @@ class Door:
         self.poller_thread.accept(self.server).add_done_callback(self._accepted)
 
     def _accepted(self, accepting: Future[bbipc.StreamSocket]) -> None:
-        with contextlib.suppress(bbipc.PollerClosedError):  # the server stops
-            if accepting.exception():  # out of descriptors: the callers wait a little
-                self.poller_thread.call_later(0.1, self._ask)
+        with contextlib.suppress(bbipc.PollerClosedError, bbipc.SocketClosedError):  # the server stops
+            error = accepting.exception()
+            if isinstance(error, bbipc.SocketError) and not isinstance(error, bbipc.SocketClosedError):
+                self.poller_thread.call_later(0.1, self._ask)  # out of descriptors: the callers wait a little
             else:
                 Echo(FutureStream(accepting.result(), self.poller_thread), self.poller_thread)
                 self.poller_thread.call_later(0, self._ask)
@@ -82,7 +83,7 @@ if __name__ == "__main__":
             Door(listening, thread)
             print(f"echo server: {listening!r}; Ctrl-C ends it", flush=True)
             while True:
-                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
+                time.sleep(1)  # in short sleeps: a Ctrl-C that comes just before one is noticed when it ends
     except KeyboardInterrupt:
         print("echo server: bye")
     except (OSError, ValueError) as error:

@@ -9,23 +9,25 @@ import sys
 import bbipc
 from bbipc import SocketEvent
 
-CALLER, ROOM = SocketEvent.CONNECTION_AVAILABLE, SocketEvent.READY_TO_WRITE
+CALLER, ROOM = SocketEvent.CONNECTION_AVAILABLE, SocketEvent.ROOM_TO_WRITE
 DATA_OR_END = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 
 
 def serve(poller: bbipc.Poller, server: bbipc.LocalServer | bbipc.IPv4TCPServer) -> None:
     poller.monitor_socket(server, CALLER)
     while True:
-        for socket, _ in poller.wait_for_events(None):
+        happened = poller.wait_for_events(None if poller.monitored_events(server) else 0.1)
+        poller.set_monitored_events(server, CALLER)
+        for socket, _ in happened:
             try:
                 if isinstance(socket, bbipc.StreamSocket):
                     echo(poller, socket)
                 else:
                     poller.monitor_socket(server.accept_connection(), DATA_OR_END)
-            except bbipc.NoConnectionAvailableError:
-                continue  # the caller has gone again
             except bbipc.RemoteDisconnectedError:
                 socket.close()  # it leaves the poller by itself
+            except bbipc.SocketError:  # out of descriptors, or the caller has gone: nobody is let in for a moment
+                poller.set_monitored_events(server, SocketEvent(0))
 
 
 def echo(poller: bbipc.Poller, client: bbipc.StreamSocket) -> None:

@@ -60,9 +60,13 @@ class Receiver:
             raise ValueError("this is no digest")
         return self.directory / f".{digest}.part"
 
+    def _open(self, digest: str) -> int:
+        """The descriptor of that file, which is for us alone, and no link that somebody has put there."""
+        return os.open(self._part(digest), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
     def _begin(self, digest: str) -> str:
         """How much is there."""
-        with self._part(digest).open("ab") as file:
+        with open(self._open(digest), "ab") as file:
             return str(file.tell())
 
     def _write(self, chunk: bytes) -> None:
@@ -70,8 +74,7 @@ class Receiver:
         rest = memoryview(chunk)[HEAD.size :]
         if offset + len(rest) > LIMIT:
             raise ValueError("a file that is too long")
-        descriptor = os.open(self._part(digest.hex()), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb", buffering=0) as file:
+        with open(self._open(digest.hex()), "wb", buffering=0) as file:
             file.seek(offset)
             while rest:
                 rest = rest[file.write(rest) or 0 :]

@@ -113,7 +113,7 @@ def serve(address: Address, jobs: int) -> None:
             print(f"job queue: listening on {Address.of(listening)}; Ctrl-C ends it", flush=True)
             try:
                 while True:
-                    time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
+                    time.sleep(1)  # in short sleeps: a Ctrl-C that comes just before one is noticed when it ends
             except KeyboardInterrupt:
                 queue.cancel_all()  # the server's stop behind it still sends their answers
     print("job queue: bye")

@@ -21,7 +21,7 @@ from bbipc import SocketEvent
 from pool import WorkerPool
 
 DATA_OR_END = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
-PATIENCE = 10.0  # seconds for a client to take its answer, and for a process to end
+PATIENCE = 10.0  # seconds for a client to take its answer, and for a process to take a client or to end
 
 
 # The process that accepts.
@@ -64,7 +64,8 @@ def distribute(server: bbipc.StreamServer, channels: deque[bbipc.LocalStream]) -
 def pass_on(client: bbipc.StreamSocket, channel: bbipc.LocalStream) -> None:
     with client:  # once it is passed on, this closes our end of it only: the connection is its new holder's
         while not channel.send_descriptors([client]):
-            bbipc.poll_socket(channel, SocketEvent.ROOM_TO_WRITE, None)
+            if not bbipc.poll_socket(channel, SocketEvent.ROOM_TO_WRITE, PATIENCE):
+                return  # a process that does not keep up costs its client the connection, and the others a wait
 
 
 # The processes that serve.

@@ -113,7 +113,7 @@ if __name__ == "__main__":
             thread.call_later(0, Door, listening, thread, connector(args.to, thread)).result()
             print(f"port forwarder: {listening!r} to {args.to}; Ctrl-C ends it", flush=True)
             while True:
-                time.sleep(1)  # a Ctrl-C ends it; one that comes just before is noticed afterwards
+                time.sleep(1)  # in short sleeps: a Ctrl-C that comes just before one is noticed when it ends
     except KeyboardInterrupt:
         print("port forwarder: bye")
     except (OSError, ValueError) as error:

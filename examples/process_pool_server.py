@@ -77,7 +77,7 @@ class Renewed(concurrent.futures.Executor):
 
 
 def serve(address: Address, processes: int | None) -> None:
-    listening = address.listen(replace_stale=True) if address.kind == "local" else address.listen()
+    listening = address.listen(replace_stale=True)
     with (
         listening,
         Renewed(processes) as executor,

@@ -2,7 +2,7 @@
 
 import sys
 
-from pool.cli.main import main
+from pool.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -80,8 +80,8 @@ class FutureStream:
         Reads are served in the order of their calls.  One that is cancelled, or fails with TimeoutError, takes no
         byte: what comes meanwhile goes to the next.
 
-        :raises ValueError: *max_bytes* is less than 1, or no timeout
-        :raises TypeError: not an int, or no timeout
+        :raises ValueError: *max_bytes* is less than 1, or a negative or NaN timeout
+        :raises TypeError: *max_bytes* is not an int, or a timeout that is not a number
         :raises PollerClosedError: in a forked child
         """
         return self._reading.ask(UpTo(max_bytes), timeout)
@@ -91,8 +91,8 @@ class FutureStream:
 
         Memory follows what arrives, not *n*.
 
-        :raises ValueError: *n* is negative, or no timeout
-        :raises TypeError: not an int, or no timeout
+        :raises ValueError: *n* is negative, or a negative or NaN timeout
+        :raises TypeError: *n* is not an int, or a timeout that is not a number
         :raises PollerClosedError: in a forked child
         """
         return self._reading.ask(Exactly(n), timeout)
@@ -103,8 +103,8 @@ class FutureStream:
         It fails with SeparatorNotFoundError when *max_bytes* came without it, and they stay to be read; with
         IncompleteReadError, which has what came, if the stream ends before.
 
-        :raises ValueError: an empty separator, no room for it in *max_bytes*, or no timeout
-        :raises TypeError: no bytes-like object, not an int, or no timeout
+        :raises ValueError: an empty separator, no room for it in *max_bytes*, or a negative or NaN timeout
+        :raises TypeError: *separator* is not bytes-like, *max_bytes* not an int, or a timeout that is not a number
         :raises PollerClosedError: in a forked child
         """
         return self._reading.ask(Until(separator, max_bytes), timeout)
@@ -121,8 +121,8 @@ class FutureStream:
         it, nothing can be written any more), with RemoteDisconnectedError or SocketClosedError when the connection is
         gone.  An error that comes when the future was done already fails the next write, flush or close.
 
-        :raises TypeError: not a contiguous buffer, or no timeout
-        :raises ValueError: no timeout
+        :raises TypeError: not a contiguous buffer, or a timeout that is not a number
+        :raises ValueError: a negative or NaN timeout
         :raises PollerClosedError: in a forked child
         """
         return self._writing.write(buffer, timeout)
@@ -131,7 +131,8 @@ class FutureStream:
         """Wait until all that was written before is with the kernel; fails with WriteTimeoutError, ``unsent``: how
         much is not, and then goes on sending.
 
-        :raises ValueError, TypeError: no timeout
+        :raises ValueError: a negative or NaN timeout
+        :raises TypeError: a timeout that is not a number
         :raises PollerClosedError: in a forked child
         """
         return self._writing.flush(timeout)
@@ -141,7 +142,8 @@ class FutureStream:
 
         Later writes fail with SocketError (EPIPE).  A timeout, or ``cancel``, takes it back.  Idempotent.
 
-        :raises ValueError, TypeError: no timeout
+        :raises ValueError: a negative or NaN timeout
+        :raises TypeError: a timeout that is not a number
         :raises PollerClosedError: in a forked child
         """
         return self._writing.shutdown(timeout)
@@ -154,7 +156,8 @@ class FutureStream:
         (``unsent``): with WriteTimeoutError after *timeout* seconds, with RemoteDisconnectedError if the peer was gone
         first.  It cannot be cancelled.  Idempotent.
 
-        :raises ValueError, TypeError: no timeout
+        :raises ValueError: a negative or NaN timeout
+        :raises TypeError: a timeout that is not a number
         """
         if self._generation != fork.generation:
             checked_timeout(timeout)
@@ -167,7 +170,8 @@ class FutureStream:
 
         *timeout*: seconds that each operation may take.
 
-        :raises ValueError, TypeError: no timeout
+        :raises ValueError: a negative or NaN timeout
+        :raises TypeError: a timeout that is not a number
         """
         return StreamFile(self, self._reading, self._poller_thread, checked_timeout(timeout))
 

@@ -52,8 +52,8 @@ class PollerThread(PollingLoop):
         *timeout* seconds, with SocketError when there are no descriptors left.  ``cancel`` gives it up.
 
         :raises ValueError: not a numeric address (``resolve_ipv4_address`` makes one of a host name), a number out of
-            range, or no timeout
-        :raises TypeError: a port that is no int, or no timeout
+            range, or a negative or NaN timeout
+        :raises TypeError: a port that is not an int, or a timeout that is not a number
         :raises PollerClosedError: this is closed
         """
         begin = partial(
@@ -76,8 +76,8 @@ class PollerThread(PollingLoop):
     ) -> Future[FutureStream]:
         """The same as :meth:`connect_ipv4` over IPv6.
 
-        :raises ValueError: not a numeric address, a number out of range, or no timeout
-        :raises TypeError: a port that is no int, or no timeout
+        :raises ValueError: not a numeric address, a number out of range, or a negative or NaN timeout
+        :raises TypeError: a port that is not an int, or a timeout that is not a number
         :raises PollerClosedError: this is closed
         """
         begin = partial(
@@ -95,8 +95,8 @@ class PollerThread(PollingLoop):
         While the server's backlog is full it is tried again, until *timeout*.  The future fails with NoLocalServerError
         when nothing listens there, otherwise as that of :meth:`connect_ipv4`.
 
-        :raises ValueError: an empty, too long or NUL-holding path, or no timeout
-        :raises TypeError: no path, or no timeout
+        :raises ValueError: an empty, too long or NUL-holding path, or a negative or NaN timeout
+        :raises TypeError: *path* is not a path, or a timeout that is not a number
         :raises PollerClosedError: this is closed
         """
         return self._connect(partial(connect_to_local_server, path), f"{path!r}", timeout)
@@ -108,8 +108,8 @@ class PollerThread(PollingLoop):
         The future fails with TimeoutError after *timeout* seconds, with SocketClosedError when anybody closes the
         server, with SocketError (EMFILE …) when the system is out of something; the peer then goes on waiting.
 
-        :raises ValueError: no timeout
-        :raises TypeError: not a server, or no timeout
+        :raises ValueError: a negative or NaN timeout
+        :raises TypeError: not a server, or a timeout that is not a number
         :raises PollerClosedError: this is closed
         """
         if not isinstance(server, StreamServer):

@@ -72,7 +72,8 @@ class SocketQueue:
     def _limit(self, timeout: float | None) -> float | None:
         """*timeout* in seconds, ``None``: none.
 
-        :raises TypeError, ValueError: no timeout
+        :raises TypeError: a timeout that is not a number
+        :raises ValueError: a negative or NaN timeout
         :raises PollerClosedError: in a forked child, where a thread that is not there may be at work
         """
         if self._generation != fork.generation:

@@ -1,7 +1,8 @@
-"""One error, told to many: each owner of a future is given his own.
+"""Errors as they are kept and handed on: of one error each owner of a future is given his own.
 
-Law of this file: pure.  An exception that is raised gathers the traceback, the context and the notes of whoever raises
-it; the same object in two futures would be written to by two threads.
+Law of this file: no I/O, no lock; only ``without_frames`` changes what it is given.  An exception that is raised
+gathers the traceback, the context and the notes of whoever raises it; the same object in two futures would be written
+to by two threads.
 """
 
 from __future__ import annotations

@@ -113,6 +113,18 @@ def test_ctrl_c_ends_it_earlier_with_its_totals_and_without_rich(ends: Any) -> N
     check_totals(shown)
 
 
+def test_sigterm_ends_it_with_its_totals_too_and_an_exit_code_of_its_own(ends: Any) -> None:
+    watch, all_ended = ends
+    with started(*LONG) as process:
+        for number in calling(process):
+            watch(number)
+        process.send_signal(signal.SIGTERM)
+        code, out, err = ended(process)
+        assert (code, err) == (128 + signal.SIGTERM, "")
+        assert all_ended()
+    check_totals(out)
+
+
 def test_when_it_is_killed_its_children_end(ends: Any) -> None:
     watch, all_ended = ends
     with started(*LONG) as process:

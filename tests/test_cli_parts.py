@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from pool.cli import terminal as terminal_module
 from pool.cli.exits import Exit, OutputGoneError, ProblemError
-from pool.cli.parser import parse
+from pool.cli.parser import TextAskedError, parse
 from pool.cli.tally import Tally, added_up
 from pool.cli.terminal import Terminal
 from pool.cli.text import Table, amount, in_columns, plain, reason_of
@@ -111,6 +113,16 @@ def test_options_may_stand_anywhere() -> None:
         options = parse(["send", *words])
         assert (str(options.address), options.text, options.binary) == ("local:x", "y", True)
     assert parse(["send", "x", "--", "-y"]).text == "-y"
+
+
+@pytest.mark.parametrize("command", ["serve", "send", "demo", "bench"])
+def test_the_guide_names_every_option(command: str) -> None:
+    with pytest.raises(TextAskedError) as asked:
+        parse([command, "--help"])
+    guide = (Path(__file__).parent.parent / "docs/command-line.md").read_text()
+    _, _, section = guide.partition(f"\n## bbipc {command}\n")
+    options = set(re.findall(r"--[a-z][a-z-]+", str(asked.value))) - {"--help"}
+    assert options - set(re.findall(r"--[a-z][a-z-]+", section.partition("\n## ")[0])) == set()
 
 
 # The streams.

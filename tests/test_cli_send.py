@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -272,6 +273,53 @@ def test_a_signal_ends_it_silently(number: int, path: Path) -> None:
         assert ended(process) == (128 + number, b"", "")
 
 
+#: sends itself a SIGINT when it comes to import a module that is named to it, or "sys.exit": when it ends
+INTERRUPTS_ITSELF = """
+import runpy, signal, sys
+
+where, *sys.argv[1:] = sys.argv[1:]
+end = sys.exit
+
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == where:
+            signal.raise_signal(signal.SIGINT)
+
+
+def leave(code):
+    if where == "sys.exit":
+        signal.raise_signal(signal.SIGINT)
+    end(code)
+
+
+sys.meta_path.insert(0, Finder())
+sys.exit = leave
+runpy.run_module("pool", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *["pool.cli.main", "argparse", "bbipc", "bbipc.sockets.local", "bbipc.messages", "pool.cli.parser"],
+        *["pool.cli.send", "pool.cli.exchange", "sys.exit"],
+    ],
+)
+def test_a_ctrl_c_at_its_beginning_or_end_is_as_silent(where: str, short_dir: Path) -> None:
+    """Most of its time goes into imports: somebody who has changed his mind hits those."""
+    command = [sys.executable, "-c", INTERRUPTS_ITSELF]
+    code, out, err = run(where, "send", str(short_dir / "nobody"), "x", command=command)
+    assert (code, out, "Traceback" in err) == (130, b"", False)
+    assert err.count("\n") == (where == "sys.exit")  # there it has told that there is no server
+
+
+def test_without_that_ctrl_c_it_would_have_gone_on(short_dir: Path) -> None:
+    """Against a test that sees the end of something else."""
+    command = [sys.executable, "-c", INTERRUPTS_ITSELF]
+    one_line(run("no such module", "send", str(short_dir / "nobody"), "x", command=command), 3)
+
+
 def test_a_reader_that_has_gone_ends_it_silently(path: Path) -> None:
     with scripted(path, answering(Message.binary(bytes(1 << 20)))[1]):
         command = f"{' '.join(BBIPC)} send {path} x | head -c 1; exit $PIPESTATUS"
@@ -296,8 +344,14 @@ def test_streams_that_are_closed_are_no_harm(path: Path) -> None:
 
     came, script = answering(Message.string("y"))
     with scripted(path, script):
-        assert closed("<&- >&- 2>&-", "x") == (0, b"", b"")
+        assert closed("<&- >&- 2>&-", "x") == (1, b"", b"")  # its answer had nowhere to go
     assert came == [Message.string("x")]
+    path.unlink()
+    with scripted(path, answering(BLANK)[1]):
+        assert closed("<&- >&- 2>&-", "x") == (0, b"", b"")
+    path.unlink()
+    with scripted(path, answering(Message.string("y"))[1]):
+        assert closed(">&-", "x") == (1, b"", b"bbipc send: cannot write the output: it is closed\n")
     path.unlink()
     assert closed("<&- >&- 2>&-", "x") == (3, b"", b"")
     assert closed("<&-", "-") == (1, b"", b"bbipc send: cannot read stdin: it is closed\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bbipc.messages import Message, MessageFlag, encode
+from pool.cli import replies
 from tests.support.command_line import (
     BBIPC,
     Here,
@@ -27,7 +28,7 @@ from tests.support.command_line import (
     serving,
     started,
 )
-from tests.support.makers import PATIENCE
+from tests.support.makers import PATIENCE, Worker
 
 __all__ = ["bbipc_here"]
 
@@ -133,6 +134,45 @@ def test_a_command_takes_bytes_and_time_and_speaks_to_the_operator(path: str, bb
         assert "took longer than 0.3 s" in one_line(bbipc_here("send", path, "-b", "x" * (1 << 20)), 6)
         code, _, err = interrupted(server)
     assert (code, err.splitlines()[0]) == (0, "for the operator")
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+def test_what_a_command_has_left_running_is_killed(in_time: bool, short_dir: Path) -> None:
+    """With the answer still open, which takes too long, or when all has gone well."""
+    life, gate = short_dir / "life", short_dir / "gate"
+    os.mkfifo(life)
+    os.mkfifo(gate)
+    rest = f"{'exec >/dev/null; ' * in_time}exec 3>{life}; echo >{gate}; exec sleep 600"
+    command = replies.Command(
+        shlex.join(["sh", "-c", f"({rest}) & read _ <{gate}; echo hi"]), timeout=PATIENCE if in_time else 1.0, limit=99
+    )
+    alive = os.open(life, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if in_time:
+            assert command._run(b"") == b"hi\n"
+        else:
+            with pytest.raises(replies.CommandFailedError, match="took longer than"):
+                command._run(b"")
+        assert select.select([alive], [], [], PATIENCE)[0]
+        assert os.read(alive, 1) == b""  # nobody has it open any more
+    finally:
+        os.close(alive)
+
+
+def test_a_command_that_ends_its_output_before_it_ends_has_its_time_and_no_more(short_dir: Path) -> None:
+    """Its exit is waited for, and counts."""
+    words = ["sh", "-c", f"exec >&-; read _ <{short_dir / 'gate'}; exit 3"]
+    os.mkfifo(short_dir / "gate")
+    command = replies.Command(shlex.join(words), timeout=PATIENCE, limit=99)
+    running = Worker(lambda: command._run(b""))
+    with open(short_dir / "gate", "w"):  # the command is there
+        assert len(command._running) == 1
+    with pytest.raises(replies.CommandFailedError, match="sh failed with exit code 3"):
+        running.outcome()
+    slow = replies.Command(shlex.join(words), timeout=0.1, limit=99)
+    with pytest.raises(replies.CommandFailedError, match=r"took longer than 0\.1 s"):
+        slow._run(b"")
+    assert not slow._running
 
 
 def test_tcp_with_a_port_that_the_kernel_picks(bbipc_here: Here) -> None:

@@ -32,6 +32,7 @@ from pool import (
 from pool.borrowed import BorrowedMonitor
 from pool.stations import Station
 from tests.support.makers import PATIENCE
+from tests.test_layers import MODULES, our_imports
 
 TOP = Path(__file__).parent.parent
 PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
@@ -134,8 +135,24 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert text.index("```sh") < text.index("\n## ")
 
 
+def test_readme_names_the_files_in_the_order_of_their_imports() -> None:
+    """Each row knows the rows above it, and none below, by whatever detour."""
+    row_of: dict[str, int] = {}
+    for row, (_, files, _) in enumerate(rows_under(TOP / "README.md", "layer")):
+        for link in LINK.findall(files):
+            own = link.removesuffix(".py").rstrip("/").replace("/", ".")
+            row_of |= {name: row for name in MODULES if f"{name}.".startswith(f"{own}.")}
+    assert len(set(row_of.values())) > 10
+    for name, row in row_of.items():
+        known = {name}
+        while new := {other for each in known for other in our_imports(each)} - known:
+            known |= new
+        later = {other for other in known if row_of.get(other, row) > row}
+        assert not later, f"{name} stands above {later}"
+
+
 def test_readme_quotes_the_line_that_decides() -> None:
-    text = (TOP / "README.md").read_text()
+    _, _, text = (TOP / "README.md").read_text().partition("**The line that decides")
     line = next(line for line in text.splitlines() if line.startswith("    if "))
     source = inspect.getsource(stream_events).splitlines()
     at = next(number for number, of_source in enumerate(source) if of_source.strip() == line.strip())

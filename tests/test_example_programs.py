@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -19,12 +20,16 @@ from pathlib import Path
 
 import pytest
 
+import bbipc
+from bbipc import SocketEvent
+from pool import PollerThread
 from tests.support.makers import PATIENCE, Worker
 from tests.support.programs import (
     BIG,
     EXAMPLES,
     Server,
     ended,
+    loaded,
     one_line,
     read_exactly,
     read_line,
@@ -34,6 +39,7 @@ from tests.support.programs import (
     where,
 )
 
+DATA_OR_END = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 #: what it needs besides where to listen, and its farewell to a Ctrl-C
 SERVERS = {
     "worker_server.py": ([], "\nworker server: StopReport(drained=0, forced=0, abandoned=0)\n"),
@@ -558,6 +564,14 @@ def test_a_read_whose_time_was_up_has_taken_nothing(short_dir: Path) -> None:
         assert server.interrupt() == (0, "asyncio server: bye\n", "")
 
 
+def test_coroutines_end_when_their_server_is_closed(short_dir: Path) -> None:
+    bridge = loaded("asyncio_bridge.py")
+    server = bbipc.make_local_server(short_dir / "server")
+    with PollerThread() as thread:
+        thread.call_later(0.05, server.close)
+        asyncio.run(asyncio.wait_for(bridge.serve(server, thread, 1.0), PATIENCE))
+
+
 # Connections that are passed to other processes.
 
 
@@ -609,3 +623,17 @@ def test_when_a_process_dies_the_others_take_its_turns(short_dir: Path) -> None:
         kill(alive)
         code, out, err = ended(server.process)
         assert (code, out, err) == (1, "", "pass to process: no process is left to serve\n")
+
+
+def test_a_process_that_takes_no_client_costs_only_him(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = loaded("pass_to_process.py")
+    monkeypatch.setattr(program, "PATIENCE", 0.05)
+    channel, _process = bbipc.local_stream_pair()
+    client, caller = bbipc.local_stream_pair()
+    with channel, _process, client, caller:
+        while channel.write(bytes(65536)):
+            pass
+        passing = Worker(partial(program.pass_on, client, channel))
+        assert bbipc.poll_socket(caller, DATA_OR_END, PATIENCE)
+        assert caller.read() == b""
+        passing.outcome()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import resource
 import shlex
 import shutil
 import socket
@@ -10,16 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+import bbipc
 from tests.support.makers import PATIENCE, Worker
 from tests.support.programs import (
     BIG,
     EXAMPLES,
     Server,
     ended,
+    loaded,
     one_line,
     open_files,
     read_exactly,
@@ -27,6 +33,7 @@ from tests.support.programs import (
     start,
     where,
 )
+from tests.support.serving import until
 
 STYLES = ["echo_server.py", "echo_synchronous.py", "echo_futures.py", "echo_callbacks.py"]
 
@@ -197,6 +204,45 @@ def test_a_host_name_is_told_in_one_line(program: str) -> None:
         assert "resolve_ipv4_address" in one_line(*ended(process))
 
 
+@pytest.mark.parametrize("kind", ["tcp", "local"])
+def test_out_of_descriptors_a_server_serves_whom_it_has_and_the_others_later(kind: str, short_dir: Path) -> None:
+    with serving("echo_server.py", where(kind, short_dir)) as server, contextlib.ExitStack() as stack:
+        first = stack.enter_context(server.connect())
+        first.sendall(b"x")
+        assert read_exactly(first, 1) == b"x"
+        numbers = Path(f"/proc/{server.process.pid}/fd")
+        limit = len(list(numbers.iterdir())) + 8
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        clients = [stack.enter_context(server.connect()) for _ in range(12)]
+        until(lambda: len(list(numbers.iterdir())) == limit)
+        for _ in range(3):  # the others knock meanwhile: it sees that in each of its turns
+            first.sendall(b"x")
+            assert read_exactly(first, 1) == b"x"
+        for client in clients[:6]:
+            client.close()
+        for client in clients[6:]:
+            client.sendall(b"y")
+            assert read_exactly(client, 1) == b"y"
+        assert server.interrupt() == (0, "echo server: bye\n", "")
+
+
+@pytest.mark.parametrize("farewell", ["end", "reset"])
+def test_a_server_that_has_gone_is_told_by_the_client_in_one_line(farewell: str, short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(short_dir / "server"))
+        listening.listen()
+        listening.settimeout(PATIENCE)
+        with start("echo_client.py", "--local", str(short_dir / "server"), "Hello World") as client:
+            peer, _ = listening.accept()
+            with peer:
+                peer.settimeout(PATIENCE)
+                assert peer.recv(1, socket.MSG_PEEK) == b"H"
+                if farewell == "end":
+                    assert peer.recv(100) == b"Hello World"
+            told = one_line(*ended(client))
+    assert "the server has closed the connection" in told
+
+
 @pytest.mark.parametrize("words", [[], ["--tcp"]])
 def test_the_demonstration(words: list[str]) -> None:
     with start("echo_demo.py", *words, "Hello World", "again") as demo:
@@ -268,6 +314,33 @@ def test_a_synchronous_server_with_all_workers_held_serves_the_next_when_one_lea
         with second:
             assert read_exactly(second, 1) == b"y"
         assert server.interrupt() == (0, "echo server: bye\n", "")
+
+
+def test_a_door_that_is_closed_is_not_knocked_at_again(short_dir: Path) -> None:
+    """Only a lack of descriptors passes."""
+    listening = bbipc.make_local_server(short_dir / "server")
+    listening.close()
+    with pytest.raises(bbipc.SocketClosedError) as closed:
+        listening.accept_connection()
+
+    class Thread:
+        asked = 0
+        later: ClassVar[list[float]] = []
+
+        def accept(self, _: object) -> Future[bbipc.StreamSocket]:
+            self.asked += 1
+            return Future()
+
+        def call_later(self, delay: float, _: object) -> None:
+            self.later.append(delay)
+
+    for error, later in (bbipc.SocketError(errno.EMFILE, "none left"), [0.1]), (closed.value, []):
+        Thread.later.clear()
+        door = loaded("echo_futures.py").Door(listening, Thread())
+        failed: Future[bbipc.StreamSocket] = Future()
+        failed.set_exception(error)
+        door._accepted(failed)
+        assert (door.poller_thread.asked, Thread.later) == (1, later)
 
 
 def test_a_client_with_much_to_say_does_not_have_a_server_of_futures_for_itself(short_dir: Path) -> None:

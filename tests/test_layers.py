@@ -107,6 +107,7 @@ CLI_LAYERS: list[set[str]] = [
     # the commands
     {"bench", "demo", "send", "serve"},
     {"main"},
+    {"entry"},
 ]
 INNER_LAYERS = {
     "bbipc.sockets": SOCKET_LAYERS,

@@ -174,6 +174,24 @@ def test_no_name_leads_out_of_the_directory(file: Path, short_dir: Path) -> None
     assert [path.name for path in here.iterdir()] == [f".{digest}.part"]
 
 
+def test_what_arrives_is_for_its_receiver_alone_and_goes_through_no_link(short_dir: Path) -> None:
+    here, precious = short_dir / "here", short_dir / "precious"
+    precious.write_bytes(b"precious")
+    digests = [hashlib.sha256(text).hexdigest() for text in (b"one", b"other")]
+    with serving_at("file_transfer.py", str(short_dir / "socket"), "receive", str(here)) as server:
+        (here / f".{digests[0]}.part").symlink_to(precious)
+        (here / f".{digests[1]}.part").symlink_to(short_dir / "new")
+        with MessageClient(server.address, timeout=PATIENCE) as client:
+            for digest in digests:
+                with pytest.raises(bbipc.RemoteHandlerError, match="OSError"):
+                    client.send(f"begin {digest}")
+            empty = hashlib.sha256(b"").hexdigest()
+            assert client.send(f"begin {empty}") == "0"
+    assert (here / f".{empty}.part").stat().st_mode & 0o777 == 0o600
+    assert precious.read_bytes() == b"precious"
+    assert not (short_dir / "new").exists()
+
+
 # Jobs.
 
 

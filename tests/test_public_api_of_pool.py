@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -153,6 +154,31 @@ def test_a_star_import_gives_exactly_these_names() -> None:
     space: dict[str, object] = {}
     exec("from pool import *", space)
     assert sorted(set(space) - {"__builtins__"}) == sorted(NAMES)
+
+
+def test_what_is_imported_at_its_first_use_is_what_type_checkers_are_told() -> None:
+    tree = ast.parse(Path(pool.__file__).read_text())
+    told = {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    del told["import_module"]
+    assert sorted(told) == sorted(NAMES)
+    for name in NAMES:
+        assert getattr(pool, name) is getattr(importlib.import_module(str(told[name])), name)
+        assert name in dir(pool)
+    with pytest.raises(AttributeError, match="module 'pool' has no attribute 'Nonsense'"):
+        getattr(pool, "Nonsense")  # noqa: B009 # a checker knows that it has none
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    """So that the command line comes to its first line, which sees to Ctrl-C."""
+    program = (
+        "import sys; before = set(sys.modules); import pool.cli.entry;"
+        "print(*sorted(set(sys.modules) - before)); dir(pool); print('bbipc' in sys.modules);"
+        "pool.StopReport; print('bbipc' in sys.modules, 'StopReport' in vars(pool))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("pool pool.cli pool.cli.entry\nFalse\nTrue True\n", "")
 
 
 def test_nothing_else_leaks_but_the_modules_of_the_package() -> None:

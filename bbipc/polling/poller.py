@@ -33,8 +33,10 @@ from bbipc.sockets.handle import look
 class Poller(Registry):
     """Monitors sockets; made by :func:`bbipc.make_poller`.
 
-    ``backend``: the name of the kernel call behind it.  All backends behave alike.  Level-triggered: what is true is
-    reported at every wait, until it is dealt with.
+    ``backend``: the name of the kernel call behind it.  All behave alike, but for two things: select takes no
+    descriptor above 1,023 on Unix, and its wait for ROOM_TO_WRITE alone is not ended by a local peer that shuts both
+    its sides with our bytes unread, only when that peer reads or closes.  Level-triggered: what is true is reported at
+    every wait, until it is dealt with.
     """
 
     backend: ClassVar[str]

@@ -64,7 +64,8 @@ class Socket:
         self._generation = fork.generation
         self._forks = fork.forks
         self._shared = 0  # how often the descriptor was passed on; guarded by _lock
-        self._handle = handle  # last, here and in every kind of socket: nobody has held what a Ctrl-C left half made
+        # Last: __del__ warns only where this is set, so not of a socket whose making a Ctrl-C has ended.
+        self._handle = handle
 
     @property
     def closed(self) -> bool:

@@ -1,8 +1,8 @@
 """Who owns a descriptor number, and how one ends: the lower half of the closing protocol.
 
 Law of this file: a descriptor number never outlives its meaning.  ``Handle`` is the only owner of a number, and the
-number is freed by ``Handle.__del__`` alone, that is when the last call in flight has let go.  Everything here may be
-called from any thread; nothing here takes a lock.
+number is freed by ``Handle.__del__`` alone, that is when the last call in flight has let go (and by ``spare.py``, whose
+handle nobody else has ever had).  Everything here may be called from any thread; nothing here takes a lock.
 
 Why not ``socket.close``: CPython reads the number just before the system call, without a lock and after letting go
 of the GIL.  A close in that gap frees the number, another thread's connect is given it, and the call reads

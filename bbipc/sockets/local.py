@@ -96,7 +96,8 @@ class LocalStream(StreamSocket):
         :raises SocketClosedError: this stream, or a socket to be passed, was closed
         :raises ConnectionFailedError: it never was connected
         :raises RemoteDisconnectedError: the peer is gone
-        :raises ValueError: no descriptors or more than 253, a number that is none, or no byte of data to carry them
+        :raises ValueError: no descriptors or more than 253, a number that is not a descriptor's, or no byte of data to
+            carry them
         :raises TypeError: neither a Socket nor an int
         """
         if not 0 < len(descriptors) <= MAX_DESCRIPTORS:
@@ -152,9 +153,8 @@ class LocalStream(StreamSocket):
         :raises SocketClosedError: it was closed
         :raises ConnectionFailedError: it never was connected
         :raises RemoteDisconnectedError: the peer reset the connection, and all that had come was read
-        :raises SocketError: EMSGSIZE, more than *max_descriptors* came, or EMFILE stood behind it; those that fitted
-        were
-            closed again, and the bytes that carried them are gone: give the connection up
+        :raises SocketError: EMSGSIZE: more than *max_descriptors* came, or this process may open no more.  Those that
+            came are closed again, and the bytes that carried them are gone: give the connection up
         :raises ValueError: *max_bytes* is less than 1, or *max_descriptors* not in 1 to 253
         """
         if not 0 < max_descriptors <= MAX_DESCRIPTORS:
@@ -239,7 +239,7 @@ def make_local_server(
     lock.
 
     :raises ValueError: an empty, too long or NUL-holding path, or a number out of range
-    :raises TypeError: no path
+    :raises TypeError: *path* is not a path
     :raises SocketError: EADDRINUSE and what is in the way (a live server, a dead one, a plain file), EACCES, ENOENT …
     """
     name = paths.socket_path(path)
@@ -267,7 +267,7 @@ def connect_to_local_server(path: Path) -> LocalStream:
     :raises NoLocalServerError: nothing listens there: no such file, or its server is dead
     :raises ConnectionFailedError: the server cannot be connected to (EACCES, EPROTOTYPE …)
     :raises ValueError: an empty, too long or NUL-holding path
-    :raises TypeError: no path
+    :raises TypeError: *path* is not a path
     :raises SocketError: there are no descriptors left
     """
     name = paths.for_kernel(paths.socket_path(path))

@@ -1,8 +1,9 @@
 """StreamSocket: reading and writing, the same for TCP and local.
 
-Law of this file: one call, one system call on one descriptor, no loop, and no lock on the way that succeeds.  Every
-method may be called from any thread at any time.  The first lines of a method are the hot path (1.15 times the bare
-system call's own method); what an error means is found out after it happened.
+Law of this file: one call, one system call on one descriptor, no loop, and no lock on the way that succeeds.  Nothing
+public here blocks; ``_read_patiently`` waits, and says so.  Every method may be called from any thread at any time.
+The first lines of a method are the hot path (1.15 times the bare system call's own method); what an error means is
+found out after it happened.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ CAN_WAIT: Final = sys.platform == "linux" and sys.maxsize > 1 << 32
 class StreamSocket(Connection):
     """One end of a connection.
 
-    Nothing here blocks.  A read gives ``None`` (or a write 0) when there is nothing to do now: wait with
+    Nothing public here blocks.  A read gives ``None`` (or a write 0) when there is nothing to do now: wait with
     :func:`bbipc.poll_socket` or a poller, or hand the stream to :mod:`pool`.  Two threads that read, or two that
     write, each get whole calls, in whatever order they come.
     """

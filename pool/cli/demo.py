@@ -1,7 +1,7 @@
 """``bbipc demo``: a server with workers and many client threads, each side in processes of its own, with live figures.
 
 Law of this file: this process only starts, watches and ends the others (``children.py``), and adds up what they tell.
-It ends by itself; a Ctrl-C ends it earlier, with the same totals.
+It ends by itself; a Ctrl-C or another signal ends it earlier, with the same totals.
 """
 
 from __future__ import annotations
@@ -46,13 +46,16 @@ def run(options: Options, terminal: Terminal) -> Exit:
         interrupted = _watch(show, children, address, terminal)
     for line in show.totals():
         terminal.line(line)
-    show.check(in_full=not interrupted)
-    return Exit.INTERRUPTED if interrupted else Exit.OK
+    show.check(in_full=interrupted is None)
+    if interrupted is not None:
+        raise interrupted  # which says with what exit code
+    return Exit.OK
 
 
-def _watch(show: Show, children: Children, address: str, terminal: Terminal) -> bool:
-    """Let the clients call, and show it; whether a Ctrl-C has ended it."""
-    options, interrupted = show.options, False
+def _watch(show: Show, children: Children, address: str, terminal: Terminal) -> KeyboardInterrupt | None:
+    """Let the clients call, and show it; what has ended it before its time: a Ctrl-C, or another signal."""
+    options = show.options
+    interrupted: KeyboardInterrupt | None = None
     deadline = time.monotonic() + options.seconds + _PATIENCE
     for number in range(1, options.processes + 1):
         words = (address, str(options.threads), str(options.seconds), str(number))
@@ -65,10 +68,10 @@ def _watch(show: Show, children: Children, address: str, terminal: Terminal) -> 
                     if show.begun:
                         draw(show.table(), show.line())
                 break
-            except KeyboardInterrupt:
-                if interrupted:
+            except KeyboardInterrupt as error:
+                if interrupted is not None:
                     raise
-                interrupted = True
+                interrupted = error
                 show.end_clients()
     return interrupted
 

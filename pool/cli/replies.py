@@ -2,7 +2,8 @@
 
 Law of this file: called on workers, several at once.  An answer is of the type of its message.  A command is run
 without a shell; what a peer sends goes to its stdin and nowhere else.  How much it may write, and for how long it may
-run, is limited; what it says on stderr is for the operator, and no peer sees it.
+run, is limited; what it has started and left running is killed when it ends, however it ends.  What it says on stderr
+is for the operator, and no peer sees it.
 """
 
 from __future__ import annotations
@@ -87,9 +88,8 @@ class Command:
         """Kill the commands that are running, and begin no other."""
         with self._lock:
             self._over = True
-            running = list(self._running)
-        for process in running:
-            _kill(process)
+            for process in self._running:
+                _kill(process)
 
     def _run(self, message: bytes) -> bytes:
         with tempfile.TemporaryFile() as stdin:  # not a pipe: it need not read, and nobody has to feed it meanwhile
@@ -99,14 +99,12 @@ class Command:
                 try:
                     deadline = time.monotonic() + self._timeout
                     written = self._read(process, deadline)
-                    code = process.wait(max(deadline - time.monotonic(), 0))
-                except subprocess.TimeoutExpired:
-                    raise self._too_slow() from None
+                    self._await_exit(process, deadline)
                 finally:
-                    _kill(process)  # if it is still there
                     with self._lock:
                         self._running.discard(process)
-        if code:
+                    _kill(process)  # with what it has left running; then it is reaped
+        if code := process.returncode:
             how = f"exit code {code}" if code > 0 else f"signal {-code}"
             raise CommandFailedError(f"{self._name} failed with {how}")
         return written
@@ -136,14 +134,30 @@ class Command:
             if len(written) > self._limit:
                 raise CommandFailedError(f"{self._name} wrote more than {self._limit} bytes")
 
+    def _await_exit(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        """Wait until *process* has exited; it is reaped later: until then its group's number is nobody else's."""
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13: there what it has left running goes on
+            try:
+                process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                raise self._too_slow() from None
+            return
+        pause = 0.0005
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._too_slow()
+            pause = min(2 * pause, 0.05)
+            time.sleep(min(pause, left))
+
     def _too_slow(self) -> CommandFailedError:
         return CommandFailedError(f"{self._name} took longer than {self._timeout:g} s")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and whatever it has started, if it is still running."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
+    """Kill it and whatever it has started and left in its group; nothing when it has been reaped."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: nobody is left but a zombie
             os.killpg(process.pid, signal.SIGKILL)
 
 

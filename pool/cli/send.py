@@ -45,7 +45,7 @@ def run(options: Options, terminal: Terminal) -> Exit:
     if options.output is not None:
         _save(answer, options.output)
     else:
-        terminal.raw(_shown(answer, drawn=terminal.draws_out))
+        terminal.answer(_shown(answer, drawn=terminal.draws_out))
     return Exit.OK
 
 

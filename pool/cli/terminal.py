@@ -48,16 +48,21 @@ class Terminal:
         self._lock = threading.Lock()  # a line at a time
 
     def line(self, text: str) -> None:
-        """One line on stdout.
+        """One line on stdout, unless it was closed before we began: then nobody wants it.
 
         :raises OutputGoneError: nobody reads it any more
         :raises ProblemError: it cannot be written: the disk is full
         """
-        self.raw(f"{text}\n".encode(_encoding(sys.stdout), "backslashreplace"))
+        self._out(f"{text}\n".encode(_encoding(sys.stdout), "backslashreplace"))
 
-    def raw(self, data: bytes) -> None:
-        """These bytes on stdout; errors as with :meth:`line`."""
-        if sys.stdout is None:  # it was closed before we began
+    def answer(self, data: bytes) -> None:
+        """What was asked for, on stdout; errors as with :meth:`line`, and a closed stdout is one, too."""
+        if data and sys.stdout is None:
+            raise ProblemError(Exit.FAILED, "cannot write the output: it is closed")
+        self._out(data)
+
+    def _out(self, data: bytes) -> None:
+        if sys.stdout is None:
             return
         try:
             with self._lock:
@@ -77,7 +82,7 @@ class Terminal:
         """A table on stdout: drawn for a terminal, in columns elsewhere."""
         tools = drawing_tools() if self.draws_out else None
         if tools is None:
-            self.raw("".join(f"{line}\n" for line in in_columns(table)).encode(_encoding(sys.stdout)))
+            self._out("".join(f"{line}\n" for line in in_columns(table)).encode(_encoding(sys.stdout)))
         else:
             tools.show(table)
 

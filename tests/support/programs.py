@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -12,11 +13,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tests.support.makers import PATIENCE
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 BIG = bytes(range(256)) * 8192  # 2 MiB: more than the buffers of a local socket, and of TCP where nobody reads
+
+
+def loaded(program: str) -> ModuleType:
+    """A program of examples/ as a module, for what no process shows in good time."""
+    spec = importlib.util.spec_from_file_location(program.removesuffix(".py"), EXAMPLES / program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def start(program: str, *words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
