@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bbipc.errors import SocketError
-from bbipc.messages.frames import SMALL, Decoder
+from bbipc.messages.frames import SMALL
 from bbipc.messages.message import NO_RESPONSE, TAGGED, Message, MessageType
 from bbipc.sockets.stream import StreamSocket
 from pool.message_inbox import Inbox
@@ -189,8 +189,7 @@ class MessageConnection(Inbox):
         try:
             if self.part:
                 self._note_part(0)
-                limit = self.service.limits.max_message_size
-                self._decoder = Decoder(max_message_size=limit, accept_unsigned=self.service.accept_unsigned)
+                self._decoder = self._new_decoder()
         finally:
             self._reader.append(None)
 

@@ -1,7 +1,7 @@
 """Limits of a MessageServer, and what it tells of itself.
 
-Law of this file: numbers only.  What is done at a limit stands where it is done: reading and handlers in
-``message_connection.py``, time in ``message_sweep.py``, the memory of incomplete messages in ``unverified.py``.
+Law of this file: numbers only.  What is done at a limit stands where it is done: reading in
+``message_flow.py``, handlers in ``message_serving.py``, time in ``message_sweep.py``, the memory of incomplete messages in ``unverified.py``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class MessageServerStats:
     more than 4 KiB); ``paused`` (whether nobody is accepted just now).
 
     So far, connections: ``accepted``; ``shed`` (turned away for want of descriptors); ``refused`` (closed at once,
-    because the workers took nothing any more); ``refused_uids`` (closed at once: not in *allowed_uids*).
+    because the workers took nothing any more; not counted as accepted); ``refused_uids`` (accepted, and closed at once:
+    not in *allowed_uids*).
 
     So far, messages: ``requests`` (read and found good); ``replies`` (given to the kernel in full); ``dropped_replies``
     (their peer had gone, or the server was stopped); ``dropped_requests`` (read, and not given to a handler: their

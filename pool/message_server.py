@@ -6,7 +6,7 @@
     table of connections   table.py                 at most max_connections
           |  readiness
           v
-    requests               message_connection.py    what all share: message_service.py
+    requests               message_inbox.py         what all share: message_service.py
           |
           v
     handler(request)       message_serving.py       on workers, on the poller thread, on any executor

@@ -81,6 +81,7 @@ POOL_LAYERS: list[set[str]] = [
     {"poller_thread"},
     {"message_sweep", "worker_pool"},
     {"message_service", "server"},
+    {"message_flow"},
     {"message_inbox"},
     {"message_connection"},
     {"message_serving"},
