@@ -10,6 +10,7 @@ why).  That is found by the reader, when there is something to read; whoever rem
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from typing import Final
@@ -112,7 +113,7 @@ class Flow(Output):
             self._ask_locked()
         for bit, name in _NAMES.items():
             if new & bit:
-                self.service.count(name)
+                self.service.met(name, logging.INFO, "%r is read no further for a while: %s", self.peer, name)
         self.go_on()  # what was in the way may have gone meanwhile, and nobody have looked at ``holds``
 
     def go_on(self) -> None:

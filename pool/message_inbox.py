@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from bbipc.errors import MessageError, MessageTooLargeError, SocketError
+from bbipc.errors import MessageError, MessageTooLargeError, SocketClosedError, SocketError
 from bbipc.events import ROOM_TO_WRITE, SocketEvent
 from bbipc.messages.frames import HEADER_SIZE, SMALL
 from bbipc.messages.message import CLOSE, DISCARD, NO_RESPONSE, TAGGED, Message
@@ -112,8 +112,8 @@ class Inbox(Flow):
     def _read(self) -> None:
         try:
             data = self.stream.read(self._read_size() if self.part else READ_SIZE)
-        except SocketError:
-            return self.lose()
+        except SocketError as error:
+            return self._take_loss(error)
         if data:
             self._take_in(data)
         elif data is not None:
@@ -198,6 +198,17 @@ class Inbox(Flow):
         except MessageError as error:
             return self._refuse(error)
         self.begin_end(None, patient=False)
+
+    def _take_loss(self, loss: SocketError) -> None:
+        """There is nothing to be read any more.  Did the peer do that in the middle of a message, it is told."""
+        self.lose()
+        if not self.part or isinstance(loss, SocketClosedError):
+            return
+        try:
+            self._decoder.finish()
+        except MessageError as error:
+            error.__cause__ = loss.with_traceback(None)
+            self.service.protocol_failed(error, self)
 
     def _refuse(self, error: MessageError) -> None:
         """What has come is no message: nothing behind it is read, and the peer is told why."""

@@ -1,7 +1,8 @@
 """Limits of a MessageServer, and what it tells of itself.
 
-Law of this file: numbers only.  What is done at a limit stands where it is done: reading in
-``message_flow.py``, handlers in ``message_serving.py``, time in ``message_sweep.py``, the memory of incomplete messages in ``unverified.py``.
+Law of this file: numbers only.  What is done at a limit stands where it is done: reading in ``message_inbox.py`` and
+``message_flow.py``, handlers in ``message_serving.py``, time in ``message_sweep.py``, the memory of incomplete messages
+in ``unverified.py``.
 """
 
 from __future__ import annotations
@@ -84,9 +85,12 @@ class MessageServerStats:
     So far, messages: ``requests`` (read and found good); ``replies`` (given to the kernel in full); ``dropped_replies``
     (their peer had gone, or the server was stopped); ``dropped_requests`` (read, and not given to a handler: their
     connection was cut, or the server was stopped by force); ``handler_errors`` (also replies that could not be sent as
-    they were); ``protocol_errors`` (connections that were ended for what the peer sent).
+    they were); ``protocol_errors`` (connections that were ended for what the peer sent, or in the middle of a message);
+    ``hook_errors`` (what the server's hooks have raised, or the log).
 
-    So far, limits: ``cut_for_header``, ``cut_for_body``, ``cut_for_idle``, ``cut_for_stall`` (connections cut by the
+    So far, limits: ``too_large`` (messages of more than *max_message_size*, a part of ``protocol_errors``);
+    ``held_for_connections`` (how often *max_connections* were reached, and nobody was accepted until one left);
+    ``cut_for_header``, ``cut_for_body``, ``cut_for_idle``, ``cut_for_stall`` (connections cut by the
     timeout of that name; *stall*: the peer did not read its replies); ``cut_for_memory`` (who did not deliver while
     there was more than *max_unverified*); ``held_for_requests``, ``held_for_replies``, ``held_for_memory`` (how often a
     connection was read no further for a while: *max_in_flight* and *max_in_flight_total*; *max_unsent*;
@@ -108,12 +112,24 @@ class MessageServerStats:
     dropped_requests: int
     handler_errors: int
     protocol_errors: int
+    hook_errors: int
+    too_large: int
     cut_for_header: int
     cut_for_body: int
     cut_for_idle: int
     cut_for_stall: int
     cut_for_memory: int
     cut_for_lingering: int
+    held_for_connections: int
     held_for_requests: int
     held_for_replies: int
     held_for_memory: int
+
+
+#: those that a server's connections count
+COUNTED: Final = (
+    *("refused_uids", "requests", "replies", "dropped_replies", "dropped_requests", "handler_errors"),
+    *("protocol_errors", "hook_errors", "too_large", "cut_for_header", "cut_for_body", "cut_for_idle"),
+    *("cut_for_stall", "cut_for_memory", "cut_for_lingering", "held_for_connections", "held_for_requests"),
+    *("held_for_replies", "held_for_memory"),
+)

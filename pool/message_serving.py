@@ -252,8 +252,8 @@ class WorkerConnection(DirectConnection):
                 self._take_in(data)
             elif data is not None:
                 self._take_end()
-        except SocketError:
-            self.lose()
+        except SocketError as error:
+            self._take_loss(error)
         finally:
             self._reader.append(None)
             if self.ending:

@@ -85,7 +85,7 @@ POOL_LAYERS: list[set[str]] = [
     {"message_inbox"},
     {"message_connection"},
     {"message_serving"},
-    {"message_runners"},
+    {"message_callers", "message_runners"},
     {"message_server"},
     # a client's connection, and the client
     {"calls"},
