@@ -17,6 +17,8 @@ from bbipc.polling.deadline import checked_timeout
 #: reply and not a reset
 LINGER_TIME: Final = 2.0
 LINGER_SIZE: Final = 8 << 20
+#: the largest *max_in_flight*: each connection has a list of so many places, of 8 bytes each, from its beginning
+MOST_IN_FLIGHT: Final = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Limits:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
+        if self.max_in_flight > MOST_IN_FLIGHT:
+            raise ValueError(f"max_in_flight must be at most {MOST_IN_FLIGHT}, not {self.max_in_flight}")
         if not 0 <= self.max_message_size <= MAX_WORD:
             raise ValueError(f"max_message_size must be 0 to {MAX_WORD}, not {self.max_message_size}")
         if self.min_body_rate < 0:

@@ -297,6 +297,7 @@ def test_a_place_that_is_taken_is_told_in_one_line(path: str, bbipc_here: Here) 
         (["x", "--reply", "'"], "No closing quotation"),
         (["x", "--reply", ""], "there is no command ''"),
         (["x", "--workers", "0"], "at least 1"),
+        (["x", "--max-in-flight", "65536"], "max_in_flight must be at most 65535"),
         (["x", "--mode", "999"], "no mode in octal"),
         (["x", "--allow-uid", "root"], "'root' is no whole number"),
     ],

@@ -161,9 +161,7 @@ def test_all_that_is_counted_can_be_seen(local: Namespace) -> None:
     assert [getattr(stats, name) for name in COUNTED] == [*range(1, len(COUNTED) + 1)]
 
 
-def test_a_cut_that_the_hook_is_told_of_is_marked_in_the_log(
-    local: Namespace, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cut_that_the_hook_is_told_of_is_marked(local: Namespace, caplog: pytest.LogCaptureFixture) -> None:
     """So that who prints both, as the command line does, prints it once."""
     errors: list[Any] = []
     terminal = mock.Mock()

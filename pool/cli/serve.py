@@ -117,8 +117,10 @@ class Serving:
                 accept_unsigned=options.accept_unsigned,
                 stop_on_close=options.stop_on_close,
             )
-        except BaseException:
+        except BaseException as error:
             listening.close()
+            if isinstance(error, ValueError):  # a limit that makes no sense
+                raise ProblemError(Exit.USAGE, str(error)) from error
             raise
 
     def _serve(self) -> StopReport:
