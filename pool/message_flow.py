@@ -106,6 +106,10 @@ class Flow(Output):
             self._hold(why)
         return not why
 
+    def hold_for_replies(self) -> None:
+        """Nothing more is begun, as too much waits to be sent: read nothing either."""
+        self._hold(_REPLIES)
+
     def _hold(self, why: int) -> None:
         with self._lock:
             new = why & ~self.holds

@@ -80,7 +80,8 @@ class MessageServerStats:
 
     Now: ``connections``; ``in_flight`` (requests given to a handler and not answered yet); ``waiting`` (requests read,
     that wait for a worker or for their turn); ``unverified`` (bytes of messages that have not come in full, where it is
-    more than 4 KiB); ``paused`` (whether nobody is accepted just now).
+    more than 4 KiB); ``unsent`` (bytes of replies that their peers have not taken); ``paused`` (whether nobody is
+    accepted just now).
 
     So far, connections: ``accepted``; ``shed`` (turned away for want of descriptors); ``refused`` (closed at once,
     because the workers took nothing any more; not counted as accepted); ``refused_uids`` (accepted, and closed at once:
@@ -105,6 +106,7 @@ class MessageServerStats:
     in_flight: int
     waiting: int
     unverified: int
+    unsent: int
     paused: bool
     accepted: int
     shed: int

@@ -79,7 +79,8 @@ class MessageServer:
     *max_connections*: the others wait in the kernel's backlog; ``None``: any number.  *max_in_flight*,
     *max_in_flight_total*: requests of a connection, and of all, that are with the handler at once; with so many read
     and not answered nothing more is read.  *max_unsent*: bytes of replies that the peer does not take, and of requests
-    that are not answered yet, beyond which a connection is read no further, ``None``: 2 * *max_message_size*.
+    that are not answered yet, beyond which a connection is read no further, ``None``: 2 * *max_message_size*.  While
+    one more reply might pass it no further request is begun; those that are with handlers may still be answered.
     *max_unverified*: bytes of messages that have not come in full, of all connections; with more, one after the other
     is read, and who does not deliver meanwhile is cut.
 
@@ -249,6 +250,7 @@ class MessageServer:
             in_flight=sum(member.in_flight() for member in members),
             waiting=sum(member.backlog() for member in members),
             unverified=self._service.unverified.total,
+            unsent=sum(member.unsent() for member in members),
             paused=accepting is not None and accepting.paused,
             accepted=0 if accepting is None else accepting.accepted,
             shed=0 if accepting is None else accepting.shed,

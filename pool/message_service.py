@@ -50,6 +50,10 @@ class Client(Swept, Protocol):
     def cut(self) -> object:
         """Close it now."""
 
+    def unsent(self) -> int:
+        """How many bytes of replies wait for the kernel to take them."""
+        ...
+
     def in_flight(self) -> int:
         """How many requests are with the handler."""
         ...

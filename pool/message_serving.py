@@ -165,6 +165,8 @@ class DirectConnection(PlacedConnection):
                 if self.queue:
                     self.again()
                 break
+        if self.blocked and self.queue and self.choked():
+            self.hold_for_replies()
         if self.ending or self.discards or service.starved:
             self.look_around()
         return count
@@ -340,6 +342,8 @@ class ExecutorConnection(PlacedConnection):
                 self.finish(message, self.blank(message))
             else:
                 self._hand_on(Request(message, self))
+        if self.queue and self.choked():
+            self.hold_for_replies()
         self.look_around()
         return count
 

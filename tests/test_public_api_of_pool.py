@@ -111,7 +111,8 @@ SIGNATURES = {
 FIELDS = {
     "MessageClientStats": ["connected", "connections", "in_flight", "unsent", "late"],
     "MessageServerStats": [
-        *["connections", "in_flight", "waiting", "unverified", "paused", "accepted", "shed", "refused", "refused_uids"],
+        *["connections", "in_flight", "waiting", "unverified", "unsent", "paused"],
+        *["accepted", "shed", "refused", "refused_uids"],
         *["requests", "replies", "dropped_replies", "dropped_requests", "handler_errors", "protocol_errors"],
         *["hook_errors", "too_large"],
         *["cut_for_header", "cut_for_body", "cut_for_idle", "cut_for_stall", "cut_for_memory", "cut_for_lingering"],
