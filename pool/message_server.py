@@ -213,8 +213,9 @@ class MessageServer:
         :class:`StopReport`.  It returns a few seconds after that at the latest.
 
         Idempotent, and from several threads at once: all wait for the same end, and are given the same report; an
-        earlier deadline counts for all.  A handler or a hook may call it, and is not waited for.  On the poller
-        thread, which the handlers may need, it only begins, and reports what is known so far.
+        earlier deadline counts for all.  A handler or a hook may call it: its own response still goes out, but its
+        connection is not waited for, and what else waits there may be dropped.  On the poller thread, which the
+        handlers may need, it only begins, and reports what is known so far.
 
         :raises ValueError: a negative or NaN timeout
         """
@@ -223,10 +224,10 @@ class MessageServer:
             return StopReport()
         with self._lock:
             self._stopped = True
-        inside = callers(self._service)
+        on_poller_thread = self._runner is not None and self._runner.loop.is_current()
+        inside = set() if on_poller_thread else callers(self._service)
         for connection in inside:
             self._service.table.excuse(connection)
-        on_poller_thread = self._runner is not None and self._runner.loop.is_current()
         self._close_doors()
         self._stopping.begin(limit, wait=not on_poller_thread)
         if on_poller_thread:

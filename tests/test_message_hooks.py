@@ -19,7 +19,18 @@ from bbipc import MessageTooLargeError, RemoteDisconnectedError, TruncatedMessag
 from pool import MessageServer, Request, StopReport
 from tests.support.makers import Namespace, make_namespace
 from tests.support.serving import at_end, until
-from tests.support.wire import BLANK, CLOSE, DISCARD, NO_RESPONSE, Frame, is_failure, receive, receive_all, string
+from tests.support.wire import (
+    BLANK,
+    CLOSE,
+    DISCARD,
+    NO_RESPONSE,
+    Frame,
+    is_failure,
+    receive,
+    receive_all,
+    string,
+    tagged,
+)
 
 HELLO = string("hello")
 every_runner = pytest.mark.parametrize("kind", ["own pool", "inline", "executor"])
@@ -121,6 +132,28 @@ def test_a_hook_may_stop_the_server_and_the_peer_is_told_all_the_same(
             assert at_end(idle)
         peer.close()
         assert hook.server.stop() == StopReport(drained=2)
+
+
+@pytest.mark.parametrize("what", ["garbage", "raises"])
+def test_on_the_poller_thread_a_stop_waits_for_all_that_was_read(local: Namespace, what: str) -> None:
+    """It only begins there, so its own connection need not be left behind."""
+
+    def handler(request: Request) -> Any:
+        if request.value == "bad":
+            raise ValueError("it fails")
+        return request.value
+
+    good = [tagged(HELLO, number) for number in range(100)]  # more than one turn
+    said = b"".join(frame.encoded() for frame in good)
+    hook = Stopping(5)
+    with served(local, "inline", handler, on_error=hook, max_in_flight=200) as (hook.server, peer):
+        peer.sendall(said + b"garbage!" * 8 if what == "garbage" else tagged(string("bad"), 999).encoded() + said)
+        replies = receive_all(peer)
+        assert [frame for frame in replies if frame in good] == good
+        assert len(replies) == 101
+        peer.close()
+        assert hook.server.stop() == StopReport(drained=1)
+        assert hook.server.stats().dropped_requests == 0
 
 
 def test_a_handler_inside_of_another_ones_hook_may_stop_it(local: Namespace) -> None:
