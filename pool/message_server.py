@@ -225,12 +225,13 @@ class MessageServer:
         with self._lock:
             self._stopped = True
         on_poller_thread = self._runner is not None and self._runner.loop.is_current()
-        inside = set() if on_poller_thread else callers(self._service)
+        only_begin = on_poller_thread or self._stopping.is_current()  # a hook may be called there, too
+        inside = set() if only_begin else callers(self._service)
         for connection in inside:
             self._service.table.excuse(connection)
         self._close_doors()
-        self._stopping.begin(limit, wait=not on_poller_thread)
-        if on_poller_thread:
+        self._stopping.begin(limit, wait=not only_begin)
+        if only_begin:
             return self._stopping.report
         report = self._stopping.wait()
         if not inside:

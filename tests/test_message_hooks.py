@@ -156,6 +156,26 @@ def test_on_the_poller_thread_a_stop_waits_for_all_that_was_read(local: Namespac
         assert hook.server.stats().dropped_requests == 0
 
 
+def test_a_hook_on_the_thread_of_the_end_does_not_wait_for_itself(local: Namespace) -> None:
+    """Whoever concludes a connection calls its hook: that may be who ends all."""
+
+    class Member:
+        def end(self) -> None:
+            hook()
+            server._service.table.left(self)  # type: ignore[arg-type]
+
+    hook = Stopping(None)
+    with served(local, "own pool", echo) as (server, _):
+        hook.server = server
+        until(lambda: server.stats().connections == 1)
+        assert server._service.table.add(Member())  # type: ignore[arg-type]
+        begin = time.monotonic()
+        report = server.stop(1)
+        assert time.monotonic() - begin < 1
+        assert hook.done.done()
+        assert report == StopReport(drained=2)
+
+
 def test_a_handler_inside_of_another_ones_hook_may_stop_it(local: Namespace) -> None:
     """It settles the future of another connection: neither is waited for."""
     futures: list[Future[bytes]] = []
