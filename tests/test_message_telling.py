@@ -175,3 +175,21 @@ def test_a_cut_that_the_hook_is_told_of_is_marked(local: Namespace, caplog: pyte
         _Log(terminal).emit(record)
     printed = [call.args[0] for call in terminal.error.call_args_list]
     assert [line.partition(" (0 ")[0].rpartition(" ")[2] for line in printed] == ["idle", "lingering"]
+
+
+def test_each_reason_not_to_read_is_told_by_its_name(
+    local: Namespace, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool.message_flow.Flow.go_on", lambda flow: None)
+    with caplog.at_level(logging.INFO), served(local) as server, connect(local, server):
+        until(lambda: server.stats().connections == 1)
+        connection: Any = server._service.table.members()[0]
+        for _ in range(TIMES):
+            connection.holds = 0
+            for why in (1, 2, 4, 7):  # the last is no news
+                connection._hold(why)
+        stats = server.stats()
+        assert (stats.held_for_requests, stats.held_for_replies, stats.held_for_memory) == (TIMES, TIMES, TIMES)
+        assert [text.split(": ")[1].split(" ")[0] for _, text in told(caplog)] == [
+            *("held_for_requests", "held_for_replies", "held_for_memory")
+        ]
