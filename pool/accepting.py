@@ -53,8 +53,8 @@ class Accepting:
     """Accepts at *servers*, on the thread of *loop*.
 
     *take*: called there with every connection; what it raises as OSError or RuntimeError closes the connection.
-    *inside*: how many there are now; *limit*: how many there may be, ``None``: any number.  *on_end*: called when the
-    loop was closed and nobody can be accepted any more.
+    *inside*: how many there are now; *limit*: how many there may be, ``None``: any number.  *on_full*: called there
+    whenever that many are reached.  *on_end*: called when the loop was closed and nobody can be accepted any more.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Accepting:
         inside: Callable[[], int],
         limit: int | None,
         on_end: Callable[[Exception], object],
+        on_full: Callable[[], object] | None = None,
     ) -> None:
         self.accepted = 0  # these three are the poller thread's
         self.shed = 0
@@ -76,6 +77,7 @@ class Accepting:
         self._inside = inside
         self._limit = limit
         self._on_end = on_end
+        self._on_full = on_full
         self._spare = SpareNumber()
         self._warnings = Seldom()
         self._lock = threading.RLock()  # taken before the loop's; guards what follows
@@ -146,11 +148,15 @@ class Accepting:
 
     def _has_room(self) -> bool:
         with self._lock:
-            if self._limit is not None and self._inside() >= self._limit:
-                self._full = True
+            was_full = self._full
+            full = self._limit is not None and self._inside() >= self._limit
+            self._full = was_full or full
             if self.paused:
                 self._move_doors_locked()
-            return not (self.paused or self._closed)
+            open_ = not (self.paused or self._closed)
+        if full and not was_full and self._on_full is not None:
+            self._on_full()
+        return open_
 
     def _admit(self, stream: StreamSocket) -> bool:
         """Hand *stream* on; False: nobody takes it, nor the next one."""

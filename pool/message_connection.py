@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bbipc.errors import SocketError
-from bbipc.messages.frames import SMALL, Decoder
+from bbipc.messages.frames import SMALL
 from bbipc.messages.message import NO_RESPONSE, TAGGED, Message, MessageType
 from bbipc.sockets.stream import StreamSocket
 from pool.message_inbox import Inbox
@@ -31,7 +31,11 @@ from pool.requests import Entry, Peer, Request, Value, failure_entry, reply_entr
 class MessageConnection(Inbox):
     """One connection of *service*.  *peer*: who is at the other end."""
 
-    __slots__ = ("handler", "discards", "_last_entry", "_patient", "_concluded", "_parted", "_gone", "_orphaned")
+    # fmt: off
+    __slots__ = (
+        "handler", "discards", "_last_entry", "_patient", "_concluded", "_parted", "_gone", "_orphaned", "_close_told",
+    )
+    # fmt: on
 
     def __init__(self, service: Service, stream: StreamSocket, peer: Peer, start: Callable[[Any], object]) -> None:
         super().__init__(service, stream, peer, start)
@@ -43,6 +47,7 @@ class MessageConnection(Inbox):
         self._parted = False  # all was sent
         self._gone = False  # it is closed
         self._orphaned = False  # nobody waits for its events any more
+        self._close_told = False  # the reader's
 
     # Answering: whoever has a place.
 
@@ -172,6 +177,8 @@ class MessageConnection(Inbox):
             return
         if len(self.places) < self.service.limits.max_in_flight:
             return
+        if self._closed_by_peer and not (self._close_told or self._tell_of_close()):
+            return
         with self._lock:
             if self._concluded:
                 return
@@ -179,6 +186,21 @@ class MessageConnection(Inbox):
             if self._last_entry is not None:
                 self._unsent.append(self._last_entry)
         self.flush()
+
+    def _tell_of_close(self) -> bool:
+        """Nobody concludes meanwhile: the reader is gone.  False: somebody else has him, and comes here."""
+        try:
+            self._reader.pop()
+        except IndexError:
+            return False
+        try:
+            if not self._close_told:
+                self.ask()  # what it still sends would be told again and again, as nobody can take it
+                self.service.closed_by_peer(self)
+                self._close_told = True
+        finally:
+            self._reader.append(None)
+        return True
 
     def _drop_part(self) -> None:
         """Nothing completes it any more.  Who has the reader comes here when he has given it back."""
@@ -189,8 +211,7 @@ class MessageConnection(Inbox):
         try:
             if self.part:
                 self._note_part(0)
-                limit = self.service.limits.max_message_size
-                self._decoder = Decoder(max_message_size=limit, accept_unsigned=self.service.accept_unsigned)
+                self._decoder = self._new_decoder()
         finally:
             self._reader.append(None)
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from bbipc.sockets.stream import StreamSocket
 from pool.later import Later
 from pool.message_connection import MessageConnection
-from pool.message_inbox import READ
+from pool.message_flow import READ
 from pool.message_service import Service
 from pool.message_serving import ExecutorConnection, InlineConnection, WorkerConnection
 from pool.poller_thread import PollerThread

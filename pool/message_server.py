@@ -6,7 +6,7 @@
     table of connections   table.py                 at most max_connections
           |  readiness
           v
-    requests               message_connection.py    what all share: message_service.py
+    requests               message_inbox.py         what all share: message_service.py
           |
           v
     handler(request)       message_serving.py       on workers, on the poller thread, on any executor
@@ -19,7 +19,6 @@ Law of this file: the face.  Any thread may call anything; ``stop`` and ``serve_
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Collection, Sequence
@@ -36,17 +35,12 @@ from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from pool import lifecycle
 from pool.accepting import Accepting
-from pool.message_connection import MessageConnection
-from pool.message_limits import Limits, MessageServerStats
+from pool.message_callers import callers
+from pool.message_limits import COUNTED, Limits, MessageServerStats
 from pool.message_runners import LoopRunner, Runner, WorkerRunner
-from pool.message_service import ErrorHook, Handler, Service, peer_of
-from pool.message_serving import DirectConnection
-from pool.requests import Request, call
+from pool.message_service import CloseHook, ErrorHook, Handler, Service, peer_of
 from pool.stopping import GRACE, Stopping, StopReport
 from pool.worker_pool import WorkerPool
-
-#: where handlers of a server are called, in whose frame which connection is known
-_CALLS: Final = frozenset({DirectConnection.work_off.__code__, call.__code__})
 
 #: seconds for what is in flight when a server is stopped
 STOP_TIMEOUT: Final = 10.0
@@ -68,7 +62,12 @@ class MessageServer:
     requests without one are answered one at a time, in their order.  A request with DISCARD is not given to the
     handler.  A CLOSE is answered behind everything before it, and ends its connection; with *stop_on_close* it stops
     the server.  What is no message ends its connection, after the requests before it were answered and one response has
-    said what is wrong; ``on_error`` is given the :class:`bbipc.MessageError`.
+    said what is wrong.
+
+    ``on_error(error, peer)`` is told what handlers raise, of what is no message (the :class:`bbipc.MessageError`; also
+    where a connection ends or is lost inside of one), and of connections that are cut for a limit (a TimeoutError that
+    names it; not of idle ones).  ``on_close(peer)`` is told of each CLOSE, when the requests before it were answered.
+    Both are called on any thread, and should be quick; what they raise is logged; both may :meth:`stop` the server.
 
     *workers*, where handlers run.  ``None``: on a WorkerPool of the server's own.  A WorkerPool: on its workers, left
     alone when the server stops; where handlers block, give one with as many workers as there are to be calls at once.
@@ -80,7 +79,8 @@ class MessageServer:
     *max_connections*: the others wait in the kernel's backlog; ``None``: any number.  *max_in_flight*,
     *max_in_flight_total*: requests of a connection, and of all, that are with the handler at once; with so many read
     and not answered nothing more is read.  *max_unsent*: bytes of replies that the peer does not take, and of requests
-    that are not answered yet, beyond which a connection is read no further, ``None``: 2 * *max_message_size*.
+    that are not answered yet, beyond which a connection is read no further, ``None``: 2 * *max_message_size*.  While
+    one more reply might pass it no further request is begun; those that are with handlers may still be answered.
     *max_unverified*: bytes of messages that have not come in full, of all connections; with more, one after the other
     is read, and who does not deliver meanwhile is cut.
 
@@ -105,6 +105,7 @@ class MessageServer:
         *,
         workers: WorkerPool | Executor | Literal["inline"] | None = None,
         on_error: ErrorHook | None = None,
+        on_close: CloseHook | None = None,
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_connections: int | None = 1024,
         max_in_flight: int = 64,
@@ -140,7 +141,6 @@ class MessageServer:
         self.workers: WorkerPool | Executor | Literal["inline"] = WorkerPool() if workers is None else workers
         self._limits = limits
         self._uids = None if allowed_uids is None else frozenset(allowed_uids)
-        self._refused_uids = 0  # the poller thread's
         self._stop_on_close = stop_on_close
         self._service = Service(
             handler,
@@ -149,6 +149,7 @@ class MessageServer:
             on_leave=self._on_leave,
             on_close=self._on_close,
             accept_unsigned=accept_unsigned,
+            close_hook=on_close,
         )
         self._stopping = Stopping(self._service.table, self._close_doors, self._finish)
         self._lock = threading.RLock()  # guards what follows
@@ -178,6 +179,7 @@ class MessageServer:
                 inside=self._service.table.__len__,
                 limit=self._limits.max_connections,
                 on_end=self._cannot_go_on,
+                on_full=self._on_full,
             )
             self._service.sweep.begin(runner.loop)
             self._runner, self._accepting = runner, accepting
@@ -211,7 +213,8 @@ class MessageServer:
         :class:`StopReport`.  It returns a few seconds after that at the latest.
 
         Idempotent, and from several threads at once: all wait for the same end, and are given the same report; an
-        earlier deadline counts for all.  A handler may call it, and is not waited for.  On the poller thread, which the
+        earlier deadline counts for all.  A handler or a hook may call it: its own response still goes out, but its
+        connection is not waited for, and what else waits there may be dropped.  On the poller thread, which the
         handlers may need, it only begins, and reports what is known so far.
 
         :raises ValueError: a negative or NaN timeout
@@ -221,16 +224,17 @@ class MessageServer:
             return StopReport()
         with self._lock:
             self._stopped = True
-        caller = self._calling()
-        if caller is not None:
-            self._service.table.excuse(caller)
         on_poller_thread = self._runner is not None and self._runner.loop.is_current()
+        only_begin = on_poller_thread or self._stopping.is_current()  # a hook may be called there, too
+        inside = set() if only_begin else callers(self._service)
+        for connection in inside:
+            self._service.table.excuse(connection)
         self._close_doors()
-        self._stopping.begin(limit, wait=not on_poller_thread)
-        if on_poller_thread:
+        self._stopping.begin(limit, wait=not only_begin)
+        if only_begin:
             return self._stopping.report
         report = self._stopping.wait()
-        if caller is None:
+        if not inside:
             self._let_go(GRACE)
         return report
 
@@ -248,12 +252,12 @@ class MessageServer:
             in_flight=sum(member.in_flight() for member in members),
             waiting=sum(member.backlog() for member in members),
             unverified=self._service.unverified.total,
+            unsent=sum(member.unsent() for member in members),
             paused=accepting is not None and accepting.paused,
             accepted=0 if accepting is None else accepting.accepted,
             shed=0 if accepting is None else accepting.shed,
             refused=0 if accepting is None else accepting.refused,
-            refused_uids=self._refused_uids,
-            **{name: counts[name] for name in _COUNTED},
+            **{name: counts[name] for name in COUNTED},
         )
 
     # The poller thread: a connection has come.
@@ -261,7 +265,7 @@ class MessageServer:
     def _take(self, stream: StreamSocket) -> None:
         peer = peer_of(stream)
         if self._uids is not None and not (isinstance(peer, PeerCredentials) and peer.uid in self._uids):
-            self._refused_uids += 1
+            self._service.met("refused_uids", logging.WARNING, "%r is not among allowed_uids", peer)
             stream.close()
             return
         assert self._runner is not None
@@ -282,6 +286,10 @@ class MessageServer:
         if self._accepting is not None:
             self._accepting.left()
 
+    def _on_full(self) -> None:
+        text = "%d connections, as many as max_connections allows: nobody is accepted until one leaves"
+        self._service.met("held_for_connections", logging.WARNING, text, self._limits.max_connections)
+
     def _on_close(self) -> None:
         """A client has said CLOSE, and was answered."""
         if self._stop_on_close:
@@ -296,19 +304,6 @@ class MessageServer:
             with self._lock:
                 self._stopped = True
             self._stopping.begin(GRACE, wait=False)
-
-    def _calling(self) -> MessageConnection | None:
-        """The connection for whose request the calling thread is in the handler; see ``Connections.calling``."""
-        frame = inspect.currentframe()
-        while frame is not None:
-            if frame.f_code in _CALLS:
-                where = frame.f_locals.get("self")
-                request = frame.f_locals.get("request")
-                connection = request.desk if where is None and isinstance(request, Request) else where
-                if isinstance(connection, MessageConnection) and connection.service is self._service:
-                    return connection
-            frame = frame.f_back
-        return None
 
     def _make_runner(self) -> Runner:
         workers = self.workers
@@ -367,25 +362,6 @@ class MessageServer:
     def __repr__(self) -> str:
         state = "stopped" if self._stopped else "not started" if self._accepting is None else "serving"
         return f"<MessageServer {state}, {len(self._service.table)} connections, at {self.servers!r}>"
-
-
-_COUNTED: Final = (
-    "requests",
-    "replies",
-    "dropped_replies",
-    "dropped_requests",
-    "handler_errors",
-    "protocol_errors",
-    "cut_for_header",
-    "cut_for_body",
-    "cut_for_idle",
-    "cut_for_stall",
-    "cut_for_memory",
-    "cut_for_lingering",
-    "held_for_requests",
-    "held_for_replies",
-    "held_for_memory",
-)
 
 
 def _servers(server: StreamServer | Sequence[StreamServer], *, local: bool) -> tuple[StreamServer, ...]:

@@ -13,15 +13,16 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
-from bbipc.errors import MessageError, SocketError
+from bbipc.errors import MessageError, MessageTooLargeError, SocketError
 from bbipc.sockets.local import LocalStream
 from bbipc.sockets.stream import StreamSocket
 from bbipc.sockets.tcp import IPv4TCPStream, IPv6TCPStream
 from pool import reports
 from pool.message_limits import Limits
-from pool.message_sweep import Cut, Sweep, Swept
+from pool.message_sweep import Cut, Sweep, Swept, reason_of
 from pool.requests import Peer, Reply, Request
 from pool.seldom import Seldom
 from pool.table import Table
@@ -31,6 +32,8 @@ from pool.unverified import Unverified
 Handler = Callable[[Request], Reply]
 #: what is told of errors, and whose connection they concern
 ErrorHook = Callable[[BaseException, Peer], object]
+#: what is told of a CLOSE, and whose it was
+CloseHook = Callable[[Peer], object]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,10 @@ class Client(Swept, Protocol):
 
     def cut(self) -> object:
         """Close it now."""
+
+    def unsent(self) -> int:
+        """How many bytes of replies wait for the kernel to take them."""
+        ...
 
     def in_flight(self) -> int:
         """How many requests are with the handler."""
@@ -63,7 +70,9 @@ class Client(Swept, Protocol):
 
 
 class Service:
-    """One server's.  *on_leave*: called when a connection has left.  *on_close*: when one was closed by a CLOSE."""
+    """One server's.  *on_leave*: called when a connection has left.  *on_close*: when a CLOSE was answered, and
+    *close_hook*, the user's, when everything before it was.
+    """
 
     def __init__(
         self,
@@ -74,6 +83,7 @@ class Service:
         on_leave: Callable[[], object],
         on_close: Callable[[], object],
         accept_unsigned: bool,
+        close_hook: CloseHook | None = None,
     ) -> None:
         self.handler = handler
         self.limits = limits
@@ -86,7 +96,8 @@ class Service:
         self.starved: dict[Client, None] = {}  # who has found no place
         self.held: dict[Client, None] = {}  # who is not read because there are too many requests
         self._on_error = on_error
-        self._errors = {kind: Seldom() for kind in ("handler", "limit")}
+        self._close_hook = close_hook
+        self._gates: dict[str, Seldom] = {}
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()  # guarded by the lock
 
@@ -149,32 +160,53 @@ class Service:
     def handler_failed(self, error: BaseException, client: Client) -> None:
         """Nothing that goes wrong here may reach the work of the connection."""
         self.count("handler_errors")
-        left_out = self._errors["handler"].ask()
-        if left_out is not None:
-            self._safely(self._log_failure, error, client, left_out)
+        facts = {"exc_info": error}
+        self._log("handler_errors", logging.ERROR, "%r failed for %r", self.handler, client.peer, **facts)
         self._tell(error, client)
 
     def protocol_failed(self, error: MessageError, client: Client) -> None:
-        """What *client* sent is no message."""
+        """What *client* sent is no message, or not all of one."""
         self.count("protocol_errors")
-        self._safely(logger.debug, "%r sent what is no message: %s", client.peer, error)
+        if isinstance(error, MessageTooLargeError):
+            self.met("too_large", logging.INFO, "%r sent what is refused: %s", client.peer, error)
+        else:
+            self._log("protocol_errors", logging.DEBUG, "%r sent what is no message: %s", client.peer, error)
         self._tell(error, client)
+
+    def closed_by_peer(self, client: Client) -> None:
+        """*client* has sent a CLOSE, and all before it was answered."""
+        if self._close_hook is not None:
+            self.call_hook(client, self._close_hook, client.peer)
+
+    def met(self, limit: str, level: int, text: str, *facts: object) -> None:
+        """Somebody has met the *limit*, a name of what is counted."""
+        self.count(limit)
+        self._log(limit, level, text, *facts)
 
     def _cut(self, client: Swept, why: Cut) -> None:
         """The sweep has found that its time is up."""
+        reason = reason_of(why, self.limits)
         self.count(f"cut_for_{why}")
-        left_out = self._errors["limit"].ask()
-        if left_out is not None:
-            self._safely(logger.warning, "cut %r for %s (%d not logged before)", client.peer, why, left_out)
+        self._log(f"cut_for_{why}", logging.WARNING, "cut %r for %s", client.peer, why, extra={"told": bool(reason)})
         client.cut()
+        if reason:
+            self._tell(TimeoutError(reason), client)
 
-    def _log_failure(self, error: BaseException, client: Client, left_out: int) -> None:
-        text = "%r failed for %r (%d not logged before)"
-        logger.error(text, self.handler, client.peer, left_out, exc_info=error)
+    def _log(self, kind: str, level: int, text: str, *facts: object, **more: Any) -> None:
+        """Of each *kind* once a second at most."""
+        gate = self._gates.get(kind) or self._gates.setdefault(kind, Seldom())
+        left_out = gate.ask()
+        if left_out is not None:
+            log = partial(logger.log, **more)
+            self._safely(log, level, f"{text} (%d not logged before)", *facts, left_out)
 
-    def _tell(self, error: BaseException, client: Client) -> None:
+    def _tell(self, error: BaseException, client: Swept) -> None:
         if self._on_error is not None:
-            self._safely(self._on_error, error, client.peer)
+            self.call_hook(client, self._on_error, error, client.peer)
+
+    def call_hook(self, client: Swept, hook: Callable[..., object], *facts: object) -> None:
+        """Call *hook*, of the user's, on account of *client*: ``message_callers.py`` finds him in this frame."""
+        self._safely(hook, *facts)
 
     def _safely(self, action: Callable[..., object], *args: object) -> None:
         try:

@@ -165,6 +165,8 @@ class DirectConnection(PlacedConnection):
                 if self.queue:
                     self.again()
                 break
+        if self.blocked and self.queue and self.choked():
+            self.hold_for_replies()
         if self.ending or self.discards or service.starved:
             self.look_around()
         return count
@@ -252,8 +254,8 @@ class WorkerConnection(DirectConnection):
                 self._take_in(data)
             elif data is not None:
                 self._take_end()
-        except SocketError:
-            self.lose()
+        except SocketError as error:
+            self._take_loss(error)
         finally:
             self._reader.append(None)
             if self.ending:
@@ -340,6 +342,8 @@ class ExecutorConnection(PlacedConnection):
                 self.finish(message, self.blank(message))
             else:
                 self._hand_on(Request(message, self))
+        if self.queue and self.choked():
+            self.hold_for_replies()
         self.look_around()
         return count
 

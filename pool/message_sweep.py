@@ -234,6 +234,16 @@ class Sweep:
         return False
 
 
+def reason_of(cut: Cut, limits: Limits) -> str | None:
+    """What a hook is told of it; ``None``: nothing, because nothing was lost with the connection."""
+    return {
+        "header": f"header_timeout: a header was not complete after {limits.header_timeout} s",
+        "body": f"body_timeout: less than {limits.min_body_rate} bytes/s of a payload in {limits.body_timeout} s",
+        "stall": f"stall_timeout: nothing of the replies was taken for {limits.stall_timeout} s",
+        "memory": f"max_unverified: an unfinished message did not go on while there were {limits.max_unverified} bytes",
+    }.get(cut)
+
+
 def _is_over(spent: float, limit: float | None) -> bool:
     return limit is not None and spent >= limit
 

@@ -21,12 +21,14 @@ from bbipc.messages.message import (
     BINARY,
     DISCARD,
     FAILED,
+    LONG_TEXT,
     NO_RESPONSE,
     STRING,
     TAGGED,
     Message,
     MessageType,
     encoded,
+    text_of,
 )
 from bbipc.sockets.local import PeerCredentials
 
@@ -109,7 +111,9 @@ class Request:
         kind, payload, _, _ = self.message
         if kind is BINARY:
             return payload
-        return str(payload, "utf-8").removesuffix("\0") if kind is STRING else None
+        if kind is STRING:
+            return str(payload, "utf-8").removesuffix("\0") if len(payload) <= LONG_TEXT else text_of(payload)
+        return None
 
     @property
     def flags(self) -> int:

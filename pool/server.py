@@ -51,9 +51,9 @@ logger = logging.getLogger(__name__)
 class ServerStats:
     """What a server is doing at one moment, and what it has done so far.
 
-    ``connections`` (now), ``accepted`` (so far), ``shed`` (turned away for want of descriptors), ``refused`` (accepted
-    and closed at once, because the workers took nothing any more), ``handler_errors``, ``disconnected`` (handlers that
-    were ended by their connection's loss), ``paused`` (whether nobody is accepted just now).
+    ``connections`` (now), ``accepted`` (so far), ``shed`` (turned away for want of descriptors), ``refused`` (closed
+    at once, because the workers took nothing any more; not counted as accepted), ``handler_errors``, ``disconnected``
+    (handlers that were ended by their connection's loss), ``paused`` (whether nobody is accepted just now).
     """
 
     connections: int

@@ -85,6 +85,10 @@ class Stopping:
         """What is known so far."""
         return self._report
 
+    def is_current(self) -> bool:
+        """Whether the calling thread is the one that the end happens on."""
+        return self._thread is threading.current_thread()
+
     def begin(self, limit: float | None, *, wait: bool) -> None:
         """Begin, with *limit* seconds for the calls that are running (``None``: as long as it takes).
 

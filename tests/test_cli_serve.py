@@ -70,11 +70,12 @@ def test_messages_come_back_and_are_printed(path: str, bbipc_here: Here) -> None
         assert bbipc_here("send", path, "x" * 1000, "--no-response") == (0, b"", "")
         assert line_of(server) == f"<- STRING (1,000 bytes, {peer}): {'x' * 400} …"
         assert bbipc_here("send", path, "--close") == (0, b"", "")
+        assert line_of(server) == f"<- CLOSE ({peer})"
         code, out, err = interrupted(server)
     assert (code, err) == (0, "")
     assert summary(out) == {
-        "total": "4",
-        "kinds": "3 STRING, 1 BINARY",
+        "total": "5",
+        "kinds": "3 STRING, 1 BINARY, 1 CLOSE",
         "size": "98.7 KiB",
         "errors": "0",
         "connections": "5",
@@ -189,8 +190,17 @@ def test_tcp_with_a_port_that_the_kernel_picks(bbipc_here: Here) -> None:
 def test_a_close_stops_who_was_told_to_stop_on_one(path: str, bbipc_here: Here) -> None:
     with serving(path, "--stop-on-close") as (server, _):
         assert bbipc_here("send", path, "--close") == (0, b"", "")
+        assert line_of(server).startswith("<- CLOSE (pid ")
         code, out, err = ended(server)
-    assert (code, err, summary(out)["total"]) == (0, "", "0")
+    assert (code, err, summary(out)["kinds"]) == (0, "", "1 CLOSE")
+
+
+def test_a_close_is_one_of_so_many_messages_and_quiet_is_quiet(path: str, bbipc_here: Here) -> None:
+    with serving(path, "--messages", "2", "--quiet") as (server, _):
+        assert bbipc_here("send", path, "x") == (0, b"x\n", "")
+        assert bbipc_here("send", path, "--close") == (0, b"", "")
+        code, out, err = ended(server)
+    assert (code, err, summary(out)["kinds"]) == (0, "", "1 STRING, 1 CLOSE")
 
 
 def test_sigterm_ends_it_as_ctrl_c_does(path: str) -> None:
@@ -327,6 +337,7 @@ def test_a_place_that_is_taken_is_told_in_one_line(path: str, bbipc_here: Here) 
         (["x", "--reply", "'"], "No closing quotation"),
         (["x", "--reply", ""], "there is no command ''"),
         (["x", "--workers", "0"], "at least 1"),
+        (["x", "--max-in-flight", "65536"], "max_in_flight must be at most 65535"),
         (["x", "--mode", "999"], "no mode in octal"),
         (["x", "--allow-uid", "root"], "'root' is no whole number"),
     ],

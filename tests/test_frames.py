@@ -651,3 +651,75 @@ def test_the_checksum_does_not_switch_the_lock_of_the_interpreter_on() -> None:
     built_without = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == "False" or not built_without
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_a_payload_in_another_buffer_is_copied_once(kind: type[bytearray | memoryview]) -> None:
+    size = 1_000_000
+    frame = encode(Message.binary(bytes(size)))
+    buffer = kind(GOOD * 3 + frame + GOOD)
+
+    def feed() -> list[Message]:
+        return Decoder().feed(buffer)
+
+    assert [len(message.payload) for message in feed()] == [5, 5, 5, size, 5]
+    assert traced(feed)[1] < size + 5000
+
+
+def test_another_buffer_is_taken_in_pieces_and_may_be_used_again() -> None:
+    frame = encode(Message.binary(bytes(range(256)) * 1000))
+    stream = bytearray((GOOD + frame) * 2)
+    for cut_at in (10, 37, 60, 100, 200_000, len(stream)):
+        decoder = Decoder()
+        got = decoder.feed(memoryview(stream)[:cut_at])
+        pending = decoder.pending
+        rest = bytearray(stream[cut_at:])
+        got += decoder.feed(rest)
+        rest[:] = bytes(len(rest))
+        assert [encode(message) for message in got] == [GOOD, frame] * 2
+        assert pending < len(frame)
+
+
+def test_garbage_in_another_buffer_ends_it_behind_what_was_good() -> None:
+    decoder = Decoder()
+    assert decoder.feed(bytearray(GOOD + bytes(100_000))) == [Message.string("good")]
+    assert isinstance(decoder.error, InvalidMessageError)
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "€"])
+def test_a_long_text_is_not_copied_more_than_once(letter: str) -> None:
+    """An eighth more for the NUL: where it is put the whole grows in its place."""
+    text = letter * (1_000_000 // len(letter.encode()))
+    octets = text.encode()
+    frame = encode(Message.string(text))
+    size = len(octets)
+    assert traced(lambda: Message.string(text))[1] < 1.13 * size + 400_000
+    assert traced(lambda: Message.of(octets, MessageType.STRING))[1] < 1.13 * size + 400_000
+    message = Message.of(octets + b"\0", MessageType.STRING)
+    assert traced(lambda: Message.of(message.payload, MessageType.STRING))[1] < 400_000
+    assert traced(lambda: Decoder().feed(frame))[1] < size + 400_000
+    if letter == "x":  # of others the interpreter makes a wider text on its way
+        assert traced(lambda: message.value)[1] < size + 1000
+    assert message.value == Message.string(text).value == text
+
+
+@pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 200_001])
+@pytest.mark.parametrize("start", ["", "x", "xx"])
+def test_long_texts_are_told_from_what_is_none(size: int, start: str) -> None:
+    """Its letters of three bytes lie over every end of a piece."""
+    text = start + "€" * (size // 3)
+    octets = text.encode()
+    assert Message.of(octets, MessageType.STRING) == Message.string(text)
+    for payload in (octets, octets + b"\0"):
+        message = Message(MessageType.STRING, payload)
+        assert (message.value, message.payload) == (text, payload)
+        assert Decoder().feed(encode(message)) == [message]
+    for bad in (octets[:-1], octets[:70_000] + b"\xff" + octets[70_000:], octets + b"\xe2"):
+        with pytest.raises(UnicodeDecodeError) as caught:
+            Message(MessageType.STRING, bad)
+        assert len(caught.value.object) == len(bad)
+    for wrong in (text + "\0", text + "\0x"):
+        with pytest.raises(ValueError, match=f"a NUL in a text of {len(wrong.encode())} bytes"):
+            Message.string(wrong)
+    with pytest.raises(ValueError, match=f"a NUL in a text of {len(octets) + 1} bytes"):
+        Message.of(octets + b"\0\0", MessageType.STRING)

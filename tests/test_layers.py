@@ -82,10 +82,11 @@ POOL_LAYERS: list[set[str]] = [
     {"poller_thread"},
     {"message_sweep", "worker_pool"},
     {"message_service", "server"},
+    {"message_flow"},
     {"message_inbox"},
     {"message_connection"},
     {"message_serving"},
-    {"message_runners"},
+    {"message_callers", "message_runners"},
     {"message_server"},
     # a client's connection, and the client
     {"calls"},

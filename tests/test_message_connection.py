@@ -355,6 +355,28 @@ def test_what_was_in_the_way_may_go_before_anybody_knows_of_it(service: Service)
     assert connection.requests == 1
 
 
+@pytest.mark.parametrize("one_past", [0, 1])
+def test_nothing_is_begun_where_its_reply_might_pass_the_limit(one_past: int) -> None:
+    service = make_service(max_message_size=100, max_unsent=300)
+    connection, stream, monitor = make(service)
+    stream.room = 0
+    connection.send((bytes(200 + one_past),))
+    assert (connection.blocked, connection.unsent()) == (True, 200 + one_past)
+    connection.queue.append(text(1, TAGGED))
+    connection.run()
+    assert len(connection.queue) == one_past
+    assert service.counts()["held_for_replies"] == one_past
+    assert monitor.events == ROOM if one_past else DATA | END | ROOM
+    stream.room = 1 << 20
+    connection.on_ready(stream, ROOM)  # type: ignore[arg-type]
+    assert monitor.events == DATA | END
+    assert connection.asked == [connection] * one_past
+    connection.run()
+    assert not connection.queue
+    assert connection.unsent() == 0
+    assert len(stream.sent) == 200 + one_past + 32 + len("1\0")
+
+
 def test_replies_that_come_much_later_do_not_stop_the_reading_of_others(service: Service) -> None:
     connection, stream, _ = make(service)
     connection.places.clear()

@@ -95,7 +95,7 @@ def test_the_names_that_a_page_uses_are_there(page: str) -> None:
 
 
 #: what is told elsewhere on the page
-NO_LIMITS = {"server", "handler", "workers", "on_error", "stop_on_close"}
+NO_LIMITS = {"server", "handler", "workers", "on_close", "on_error", "stop_on_close"}
 NO_LIMITS |= {"address", "timeout", "reconnect", "spin", "poller_thread"}
 
 

@@ -194,6 +194,37 @@ def test_replies_that_nobody_reads(local: Namespace, kind: str) -> None:
         assert tags == set(range(20))
 
 
+@every_runner
+def test_replies_that_were_begun_before_anybody_knew(local: Namespace, kind: str) -> None:
+    """All in flight may still be answered, and nothing else is: neither is it begun, nor read."""
+    later, size = Later(), 100_000
+    with served(local, kind, later, max_message_size=size, max_unsent=2 * size, max_in_flight=8) as (server, peer):
+        peer.sendall(b"".join(tagged(HELLO, number).encoded() for number in range(12)))
+        until(lambda: len(later.futures) == 8 and server.stats().waiting == 4)
+
+        def all_answered() -> bool:
+            for future in later.futures[:]:
+                if not future.done():
+                    future.set_result(bytes(size))
+            return server.stats().held_for_replies == 1 and server.stats().in_flight == 0
+
+        until(all_answered)
+        begun = len(later.futures)  # while the kernel still took replies there may have been more
+        peer.sendall(tagged(HELLO, 12).encoded())
+        stats = server.stats()
+        assert (stats.requests, stats.in_flight, stats.waiting) == (12, 0, 12 - begun)
+        assert 3 * size < stats.unsent <= 2 * size + 8 * (size + 32)
+        tags = set()
+        for number in range(13):
+            until(lambda number=number: len(later.futures) > number)  # type: ignore[misc]
+            if not later.futures[number].done():
+                later.futures[number].set_result(bytes(size))
+            tags.add(wire.HEADER.unpack(wire.receive_exactly(peer, 32))[3])
+            wire.receive_exactly(peer, size)
+        assert tags == set(range(13))
+        until(lambda: server.stats().unsent == 0)
+
+
 # Time.
 
 

@@ -406,6 +406,7 @@ def test_a_pool_that_is_shut_down_behind_its_back_ends_it(local: Namespace) -> N
     [
         ({"max_connections": 0}, ValueError),
         ({"max_in_flight": 0}, ValueError),
+        ({"max_in_flight": 65536}, ValueError),
         ({"max_in_flight_total": 0}, ValueError),
         ({"max_unsent": 0}, ValueError),
         ({"max_unverified": 0}, ValueError),
@@ -423,6 +424,11 @@ def test_a_pool_that_is_shut_down_behind_its_back_ends_it(local: Namespace) -> N
 def test_options_that_make_no_sense_are_refused(local: Namespace, options: Any, error: type[Exception]) -> None:
     with local.make_server() as listening, pytest.raises(error):
         MessageServer(listening, echo, **options)
+
+
+def test_the_most_that_may_be_in_flight(local: Namespace) -> None:
+    with served(local, max_in_flight=65535, max_in_flight_total=65536) as (_, peer):
+        assert ask(peer) == HELLO
 
 
 def test_what_cannot_be_served_is_refused() -> None:

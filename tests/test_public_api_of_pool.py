@@ -95,9 +95,10 @@ SIGNATURES = {
     "MessageClient.close": "(self)",
     "MessageClient.stats": "(self)",
     "MessageServer": (
-        "(server, handler, *, workers=None, on_error=None, max_message_size=5242879, max_connections=1024, "
-        "max_in_flight=64, max_in_flight_total=1024, max_unsent=None, max_unverified=67108864, idle_timeout=None, "
-        "header_timeout=10.0, body_timeout=5.0, min_body_rate=1024, stall_timeout=30.0, allowed_uids=None, "
+        "(server, handler, *, workers=None, on_error=None, on_close=None, max_message_size=5242879, "
+        "max_connections=1024, max_in_flight=64, max_in_flight_total=1024, max_unsent=None, "
+        "max_unverified=67108864, idle_timeout=None, header_timeout=10.0, "
+        "body_timeout=5.0, min_body_rate=1024, stall_timeout=30.0, allowed_uids=None, "
         "accept_unsigned=False, stop_on_close=False)"
     ),
     "MessageServer.start": "(self)",
@@ -111,10 +112,12 @@ SIGNATURES = {
 FIELDS = {
     "MessageClientStats": ["connected", "connections", "in_flight", "unsent", "late"],
     "MessageServerStats": [
-        *["connections", "in_flight", "waiting", "unverified", "paused", "accepted", "shed", "refused", "refused_uids"],
+        *["connections", "in_flight", "waiting", "unverified", "unsent", "paused"],
+        *["accepted", "shed", "refused", "refused_uids"],
         *["requests", "replies", "dropped_replies", "dropped_requests", "handler_errors", "protocol_errors"],
+        *["hook_errors", "too_large"],
         *["cut_for_header", "cut_for_body", "cut_for_idle", "cut_for_stall", "cut_for_memory", "cut_for_lingering"],
-        *["held_for_requests", "held_for_replies", "held_for_memory"],
+        *["held_for_connections", "held_for_requests", "held_for_replies", "held_for_memory"],
     ],
     "PoolStats": ["max_workers", "threads", "idle", "queued", "monitored"],
     "ServerStats": ["connections", "accepted", "shed", "refused", "handler_errors", "disconnected", "paused"],

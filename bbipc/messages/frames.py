@@ -28,7 +28,7 @@ from bbipc.errors import (
     MessageTooLargeError,
     TruncatedMessageError,
 )
-from bbipc.messages.message import MAX_WORD, TAGGED, UNSIGNED, Message, MessageType
+from bbipc.messages.message import LONG_TEXT, MAX_WORD, TAGGED, UNSIGNED, Message, MessageType, check_text
 from bbipc.sockets.buffers import octets
 
 _crc64: Callable[..., int]
@@ -140,7 +140,13 @@ class Decoder:
         """
         if self.error is not None:
             self.check()
-        data = buffer if type(buffer) is bytes else bytes(octets(buffer))
+        if type(buffer) is bytes:
+            data = buffer
+        else:
+            view = octets(buffer)
+            if len(view) > _HEAP:
+                return self._feed_in_parts(view)
+            data = bytes(view)
         messages: list[Message] = []
         try:
             at = self._resume(data, messages) if self._inside else 0
@@ -165,6 +171,19 @@ class Decoder:
                 self._inside, self._head = True, data[at:]
         except MessageError as error:
             self._end(error)
+        return messages
+
+    def _feed_in_parts(self, view: memoryview) -> list[Message]:
+        """*view* may change: it is copied so that a long payload is a piece of its own, which then stays as it is."""
+        messages: list[Message] = []
+        at, size = 0, len(view)
+        while at < size and self.error is None:
+            wanted = self.wanted
+            if not self._inside and size - at >= HEADER_SIZE:
+                length = _unpack_from(view, at)[2]
+                wanted += length if length <= SMALL else 0
+            messages += self.feed(bytes(view[at : at + wanted]))
+            at += wanted
         return messages
 
     def check(self) -> None:
@@ -278,7 +297,7 @@ def _verified(kind: int, flags: int, tag: int, check: int, payload: bytes) -> Me
 
 def _checked_text(flags: int, tag: int, payload: bytes) -> Message:
     try:
-        str(payload, "utf-8")
+        str(payload, "utf-8") if len(payload) <= LONG_TEXT else check_text(payload)
     except UnicodeDecodeError:  # it holds the bytes, and would travel along as the context of ours
         pass
     else:

@@ -7,7 +7,9 @@ a bit that is unknown here is kept and means nothing.
 
 from __future__ import annotations
 
+import codecs
 import enum
+import io
 from typing import Final, NamedTuple, Self
 
 from typing_extensions import Buffer
@@ -55,6 +57,8 @@ _KNOWN: Final = NO_RESPONSE | DISCARD | UNSIGNED | FAILED | TAGGED
 
 #: flags, tag and the length of a payload have 32 bits on the wire
 MAX_WORD: Final = (1 << 32) - 1
+#: bytes of a text that may be copied once more, as that is quicker; longer ones are looked at in such pieces
+LONG_TEXT: Final = 1 << 16
 
 
 class _Fields(NamedTuple):
@@ -80,7 +84,7 @@ class Message(_Fields):
         kind = MessageType(type)
         content = _octets(payload)
         if kind is STRING and not content.isascii():
-            str(content, "utf-8")
+            check_text(content)
         return super().__new__(cls, kind, content, _word("flags", flags), _word("tag", tag))
 
     @classmethod
@@ -128,11 +132,11 @@ class Message(_Fields):
     @property
     def value(self) -> str | bytes | None:
         """The ``str`` of a STRING (one trailing NUL taken off), the ``bytes`` of a BINARY, ``None`` for a CLOSE."""
-        kind = self.type
+        kind, payload, _, _ = self
         if kind is BINARY:
-            return self.payload
+            return payload
         if kind is STRING:
-            return str(self.payload, "utf-8").removesuffix("\0")
+            return str(payload, "utf-8").removesuffix("\0") if len(payload) <= LONG_TEXT else text_of(payload)
         return None
 
     def __repr__(self) -> str:
@@ -165,18 +169,52 @@ def encoded(value: str | Buffer | None, kind: MessageType | None = None) -> tupl
     if isinstance(value, str):
         return kind, _terminated(value) if kind is STRING else value.encode()
     payload = b"" if value is None else _octets(value)
-    return kind, _terminated(str(payload, "utf-8").removesuffix("\0")) if kind is STRING else payload
+    if kind is not STRING:
+        return kind, payload
+    check_text(payload)
+    whole = 0 <= payload.find(0) == len(payload) - 1
+    return kind, payload if whole else _terminated(payload.removesuffix(b"\0"))
 
 
 def _octets(buffer: Buffer) -> bytes:
     return buffer if type(buffer) is bytes else bytes(octets(buffer))
 
 
-def _terminated(text: str) -> bytes:
-    payload = text.encode()
+def _terminated(text: str | bytes) -> bytes:
+    payload = text.encode() if isinstance(text, str) else text
     if b"\0" in payload:
         raise ValueError(f"a NUL in a text of {len(payload)} bytes: readers written in C would end there")
-    return payload + b"\0"
+    if len(payload) <= LONG_TEXT:
+        return payload + b"\0"
+    room = io.BytesIO(payload)  # it grows where it is, if nobody else has it
+    del payload
+    room.seek(0, io.SEEK_END)
+    room.write(b"\0")
+    return room.getvalue()
+
+
+def check_text(payload: bytes) -> None:
+    """Say that *payload* is UTF-8; of a long one no second copy is made for that.
+
+    :raises UnicodeDecodeError: it is not
+    """
+    if len(payload) > LONG_TEXT:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        view = memoryview(payload)
+        try:
+            for at in range(0, len(view), LONG_TEXT):
+                decoder.decode(view[at : at + LONG_TEXT])
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:  # in a piece: said below of the whole
+            pass
+        else:
+            return
+    str(payload, "utf-8")
+
+
+def text_of(payload: bytes) -> str:
+    """The text of a STRING's *payload*, a long one: one NUL at its end is no part of it."""
+    return str(memoryview(payload)[:-1] if payload.endswith(b"\0") else payload, "utf-8")
 
 
 def _word(name: str, number: int) -> int:

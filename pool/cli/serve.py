@@ -108,6 +108,7 @@ class Serving:
                 self._handle,
                 workers=workers,
                 on_error=self._tell,
+                on_close=self._take_close,
                 max_message_size=options.max_message_size,
                 max_connections=options.max_connections,
                 max_in_flight=options.max_in_flight,
@@ -116,8 +117,10 @@ class Serving:
                 accept_unsigned=options.accept_unsigned,
                 stop_on_close=options.stop_on_close,
             )
-        except BaseException:
+        except BaseException as error:
             listening.close()
+            if isinstance(error, ValueError):  # a limit that makes no sense
+                raise ProblemError(Exit.USAGE, str(error)) from error
             raise
 
     def _serve(self) -> StopReport:
@@ -133,22 +136,33 @@ class Serving:
     # On workers.
 
     def _handle(self, request: Request) -> Message | None:
-        if not self._options.quiet:
-            try:
-                self._terminal.line(_described(request))
-            except (OutputGoneError, ProblemError) as error:
-                self._output_error = error
-                self._stop()
-                raise RuntimeError("the server is being stopped") from error
+        if not self._options.quiet and not self._print(_described(request)):
+            raise RuntimeError("the server is being stopped") from self._output_error
         try:
             return self._reply(request)
         finally:
-            self._count(request)
+            self._count(request.type, len(request.payload))
 
-    def _count(self, request: Request) -> None:
+    def _take_close(self, peer: Peer) -> None:
+        """A peer has sent a CLOSE, and was answered whatever came before it."""
+        if not self._options.quiet:
+            self._print(f"<- CLOSE ({_shown_peer(peer)})")
+        self._count(MessageType.CLOSE, 0)
+
+    def _print(self, line: str) -> bool:
+        """False: nothing can be printed any more, and the server ends."""
+        try:
+            self._terminal.line(line)
+        except (OutputGoneError, ProblemError) as error:
+            self._output_error = error
+            self._stop()
+            return False
+        return True
+
+    def _count(self, kind: MessageType, size: int) -> None:
         with self._lock:
-            self._counts[request.type] += 1
-            self._bytes += len(request.payload)
+            self._counts[kind] += 1
+            self._bytes += size
             enough = sum(self._counts.values()) == self._options.messages
         if enough:
             self._stop()
@@ -175,7 +189,7 @@ class Serving:
 
 
 class _Log(logging.Handler):
-    """What the library warns of, as lines on stderr; errors of handlers are told there already."""
+    """What the library warns of, as lines on stderr; what ``on_error`` is told is there already."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)
@@ -183,7 +197,7 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""
-        if not record.exc_info:
+        if not (record.exc_info or getattr(record, "told", False)):
             self._terminal.error(record.getMessage())
 
 
