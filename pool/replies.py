@@ -169,11 +169,10 @@ class Reading:
             raise
 
     def retire(self) -> None:
-        """It takes no calls any more, and ends when those that are outstanding are answered."""
+        """It takes no calls any more, and ends when those that are outstanding are answered, and nothing is owed."""
         self.retired = True
         self.open = self.at_hand = False
-        if not self.table:
-            self.end(_finished())
+        self._one_less()
 
     def failure(self, reason: BaseException | None = None) -> Exception:
         """Why a call has failed: an error of its own, as each is raised in a thread of its own.
@@ -245,10 +244,10 @@ class Reading:
         except BaseException as error:
             self.end(interrupted(error))
             raise
-        if self._crowd:
-            self._tell_crowd()
-        elif self._tellers:
+        if self._tellers:
             self._nudge()
+        if self._crowd or (self.retired and not self.alone):
+            self._one_less()
 
     def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
         """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely.
@@ -292,7 +291,7 @@ class Reading:
         try:
             pending.deal_out(self._inbox)
         except Distrust as error:
-            self.end(error)
+            self.end(pending.complaint or error)
         if pending.complaint is not None:  # it is going to close; what it has accepted it still answers
             self.open = self.at_hand = False
         if self._decoder.error is not None:
@@ -300,7 +299,7 @@ class Reading:
         self._one_less()
 
     def _one_less(self) -> None:
-        if self.retired and not self.table:
+        if self.retired and not self.table and not self.outgoing.owes():
             self.end(_finished())
         if self._crowd:
             self._tell_crowd()
