@@ -110,3 +110,5 @@ def test_a_time_that_is_up_ends_a_pause(short_dir: Path, clock: Clock) -> None:
             with pytest.raises(TimeoutError, match="no connection in time"):
                 client._connections.usable(1, begun + 0.25)
             assert clock.pauses[4:] == [0.25]
+        with pytest.raises(TimeoutError, match="no connection in time"):
+            client.submit(b"x", timeout=0.0)  # itself, and not its future
