@@ -301,12 +301,14 @@ class Connections:
         """Note what became of a connection that is not used any more."""
         self._count_late(conversation)
         self._note_manners(conversation)
-        if conversation.pending.style != UNKNOWN:
-            self._note_style(conversation.pending.style)
-        if conversation.pending.style == UNKNOWN and conversation.reason is not None:
-            self._failed(conversation.ended, conversation.failure())
-        else:
+        pending = conversation.pending
+        if pending.style != UNKNOWN:
+            self._note_style(pending.style)
+        took = pending.sent_unanswered and conversation.used >= 0  # and so has done what it was for
+        if pending.style != UNKNOWN or conversation.reason is None:
             self._failures = 0
+        elif not took:
+            self._failed(conversation.ended, conversation.failure())
 
     def _count_late(self, conversation: Conversation) -> None:
         self.late += conversation.pending.late

@@ -28,8 +28,6 @@ class Conversation(Standby):
 
     #: the owner's: whether it was seen if the peer hangs up behind a reply
     probed = False
-    #: whether a request was sent that wants no reply; whatever has become of it
-    sent_unanswered = False
     _waits = False  # a read may
 
     def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:  # noqa: PLR0912 # as said above
@@ -100,6 +98,7 @@ class Conversation(Standby):
         """
         waiter = Waiter()
         self._tellers[waiter] = None
+        self.pending.sent_unanswered = True
         try:
             if not self._send(waiter, kind, payload, NO_RESPONSE, NO_REPLY):
                 if not self.attend(waiter, deadline):
@@ -107,7 +106,6 @@ class Conversation(Standby):
                 if any(parcel.owner is waiter for parcel in self.outgoing.queue.copy()):
                     raise self.failure()
         finally:
-            self.sent_unanswered = True
             self._tellers.pop(waiter, None)
             if self.outgoing.queue:
                 self._take_back(waiter)
@@ -122,7 +120,7 @@ class Conversation(Standby):
     def is_spent(self) -> bool:
         """Whether it takes no calls any more, and all has left that was sent without waiting for a reply."""
         busy = self.table or self._tellers or self.outgoing.queue
-        return self.retired and self.sent_unanswered and not busy
+        return self.retired and self.pending.sent_unanswered and not busy
 
     def has_room(self, calls: int, size: int) -> bool:
         """Whether fewer than *calls* are outstanding, and fewer than *size* bytes unsent."""

@@ -43,10 +43,11 @@ class Pending:
 
     ``table``: by tag, in the order of their making.  ``order``: tags of the requests that were sent, oldest first,
     while ``style`` is not ECHOES.  ``late``: replies that came for nobody.  ``replies``: those without a tag.
-    ``complaint``: what the peer said last of the connection as a whole.
+    ``complaint``: what the peer said last of the connection as a whole.  ``sent_unanswered``: whether a request that
+    wants no reply was sent, or is about to be.
     """
 
-    __slots__ = ("table", "order", "style", "late", "replies", "complaint", "_tags")
+    __slots__ = ("table", "order", "style", "late", "replies", "complaint", "sent_unanswered", "_tags")
 
     def __init__(self, first_tag: int = 0) -> None:
         self.table: dict[int, AnyCall] = {}
@@ -55,6 +56,7 @@ class Pending:
         self.late = 0
         self.replies = 0
         self.complaint: Exception | None = None
+        self.sent_unanswered = False
         self._tags = itertools.count(first_tag)
 
     def add(self, call: AnyCall) -> int:
@@ -117,7 +119,8 @@ class Pending:
             self.complaint = failure_of(message)
         if self.style == ECHOES:
             calls = list(self.table.values())
-            call = calls[0] if message[2] & FAILED and len(calls) == 1 else None
+            alone = len(calls) == 1 and not self.sent_unanswered
+            call = calls[0] if message[2] & FAILED and alone else None
         elif order and order[0] == NO_REPLY:
             if len(order) > 1:
                 raise Distrust("a reply without a tag came, and one of the requests before wanted none")

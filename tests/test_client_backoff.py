@@ -102,6 +102,25 @@ def test_an_answer_makes_it_begin_anew(short_dir: Path, clock: Clock) -> None:
         assert clock.pauses[3:6] == pytest.approx(PAUSES[:3])
 
 
+def test_a_peer_that_takes_one_message_a_connection_and_answers_none_is_not_in_vain(
+    short_dir: Path, clock: Clock
+) -> None:
+    """Each connection ends without an answer, and did what it was for; nor does that excuse those that did not."""
+
+    def take_one(peer: Peer) -> None:
+        request = peer.receive()
+        if request is not None and request.payload == b"asked":
+            peer.answer(request)
+
+    with ScriptedServer(take_one, short_dir / "s") as server, MessageClient(short_dir / "s") as client:
+        for number in range(1, 9):
+            client.send(b"told", no_response=True)
+            until(lambda: server.ended == number)  # noqa: B023
+        assert client.send(b"asked") == b"ASKED"
+        assert clock.pauses == []
+        assert server.connections == 9
+
+
 def test_a_time_that_is_up_ends_a_pause(short_dir: Path, clock: Clock) -> None:
     with MessageClient(short_dir / "s") as client:
         call_in_vain(client, clock, 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bbipc import RemoteDisconnectedError
+from bbipc import RemoteDisconnectedError, RemoteHandlerError
 from bbipc.messages import Message, MessageFlag, MessageType
 from pool import MessageClient
 from pool.calls import Call
@@ -182,7 +182,7 @@ def test_a_peer_that_is_told_first_costs_one_connection_more_and_no_third(path: 
         assert server.connections == 2
         current = client._connections.current
         assert current is not None
-        assert current.sent_unanswered  # the other one is not used any more
+        assert current.pending.sent_unanswered  # the other one is not used any more
         server._peers[1].hang_up()
         until(lambda: server.ended == 1)
         client._connections.current.used = 0.0  # type: ignore[union-attr]
@@ -282,6 +282,29 @@ def test_a_close_that_was_taken_back_ends_the_connection_all_the_same(path: Path
         go.set()
         assert teller.outcome() is None
         until(lambda: used not in client._connections.standing)
+
+
+# Complaints of the connection as a whole carry no tag.
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_complaint_of_what_wants_no_reply_is_not_the_only_calls(path: Path, told: bool) -> None:
+    """Of one call alone it is that call's failure; if something wanted no reply, nobody knows whose."""
+
+    def complain(peer: Peer) -> None:
+        request = peer.receive()
+        assert request is not None
+        peer.answer(request)
+        for _ in range(1 + told):
+            assert peer.receive() is not None
+        peer.send(Message(MessageType.STRING, b"MessageTooLargeError: no\0", FAILED))
+
+    with ScriptedServer(complain, path), MessageClient(path, timeout=PATIENCE) as client:
+        assert client.send(b"first") == b"FIRST"
+        if told:
+            client.send(b"told", no_response=True)
+        with pytest.raises(RemoteDisconnectedError if told else RemoteHandlerError, match="MessageTooLargeError"):
+            client.send(b"asked")
 
 
 # Which call a reply belongs to.
