@@ -6,13 +6,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from bbipc import RemoteDisconnectedError, RemoteHandlerError
 from bbipc.messages import Message, MessageFlag, MessageType
 from pool import MessageClient
-from pool.calls import Call
+from pool.calls import Call, Waiter
+from pool.conversation import Conversation
 from pool.pending import ECHOES, IN_ORDER, NO_REPLY, Distrust, Pending
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import FAILED, TAGGED, Peer, Script, ScriptedServer, echo_in_order, requests_of
@@ -99,6 +101,25 @@ def test_an_answer_to_what_is_still_going_out_is_nobody_elses(path: Path, way: s
             script.go.set()
             assert future.result(PATIENCE) == b"ASKED"
         assert teller.outcome() is None
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_answer_to_what_a_ctrl_c_ended_is_nobody_elses(path: Path, known: bool) -> None:
+    """It comes when a part has left."""
+    script, attend = Answerer(asleep=2 if known else 1), Conversation.attend
+
+    def interrupted(conversation: Conversation, waiter: Waiter, deadline: float | None) -> bool:
+        if waiter in conversation._tellers:
+            raise KeyboardInterrupt
+        return attend(conversation, waiter, deadline)
+
+    with ScriptedServer(script, path), MessageClient(path, timeout=PATIENCE) as client:
+        if known:
+            assert client.send(b"first") == b"FIRST"
+        with mock.patch.object(Conversation, "attend", interrupted), pytest.raises(KeyboardInterrupt):
+            client.send(BIG, no_response=True)
+        assert client.stats().unsent > 0
+        assert ask(client, b"asked", script.go.set) == b"ASKED"
 
 
 @pytest.mark.parametrize("obedient", [False, True], ids=["answers all", "obeys"])
