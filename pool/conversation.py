@@ -109,7 +109,7 @@ class Conversation(Standby):
             self._tellers.pop(waiter, None)
             if self.outgoing.queue:
                 self._take_back(waiter)
-            if self.retired and not self.alone:  # by a CLOSE: whoever took that back was perhaps the last
+            if self.leaving:  # for a CLOSE: whoever took that back was perhaps the last
                 self._one_less()
 
     def set_aside(self) -> None:

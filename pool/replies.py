@@ -77,10 +77,10 @@ class Reading:
     *decoder*: for what comes.  *registry*: where this is until it has ended.  *first_tag*: of the first request.
     *spin*: seconds in which a thread tries to read before it sleeps.  *alone*: the connection is for one request.
 
-    ``open``: whether it takes calls.  ``retired``: it is to end when there are none.  ``reason``: why it has ended, at
-    ``ended`` on the monotonic clock.  ``single``: the peer has answered one request, without a tag, and closed.  The
-    owner's: ``at_hand``: open, and nothing is to be found out about the peer; ``used``: when somebody has asked last,
-    0: look before the next request, -1: never.
+    ``open``: whether it takes calls.  ``retired``: it is to end when there are none; ``leaving``: and is not left to the
+    peer to close.  ``reason``: why it has ended, at ``ended`` on the monotonic clock.  ``single``: the peer has answered
+    one request, without a tag, and closed.  The owner's: ``at_hand``: open, and nothing is to be found out about the
+    peer; ``used``: when somebody has asked last, 0: look before the next request, -1: never.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Reading:
         self.open = True
         self.at_hand = False
         self.alone = self.retired = alone
+        self.leaving = False
         self.reason: Exception | None = None
         self.used = -1.0
         self.ended = 0.0
@@ -170,7 +171,7 @@ class Reading:
 
     def retire(self) -> None:
         """It takes no calls any more, and ends when those that are outstanding are answered, and nothing is owed."""
-        self.retired = True
+        self.retired = self.leaving = True
         self.open = self.at_hand = False
         self._one_less()
 
@@ -246,7 +247,7 @@ class Reading:
             raise
         if self._tellers:
             self._nudge()
-        if self._crowd or (self.retired and not self.alone):
+        if self._crowd or self.leaving:
             self._one_less()
 
     def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:

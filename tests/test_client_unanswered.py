@@ -250,6 +250,32 @@ def test_what_was_asked_before_it_stopped_is_not_mixed_with_what_it_is_told(path
         assert server.connections == 3
 
 
+def test_what_is_told_to_a_peer_that_takes_one_message_is_left_to_it_to_close(path: Path) -> None:
+    """That is found out by other calls while this goes out; the original dies of clients that leave before."""
+    go, answer = threading.Event(), threading.Event()
+
+    def once(peer: Peer) -> None:
+        if peer.number == 1:
+            assert go.wait(PATIENCE)
+        request = peer.receive()
+        assert request is not None
+        assert peer.number != 1 or answer.wait(PATIENCE)
+        peer.answer_plainly(request)
+
+    with ScriptedServer(once, path), MessageClient(path, timeout=PATIENCE) as client:
+        with pytest.raises(TimeoutError):
+            client.send(BIG, no_response=True, timeout=0.05)
+        telling = client._connections.telling
+        assert telling is not None
+        assert [client.send(b"asked") for _ in range(3)] == [b"ASKED"] * 3
+        assert not telling.open
+        go.set()
+        until(lambda: not telling.outgoing.queue and not telling._role)
+        assert telling.reason is None
+        answer.set()
+        until(lambda: telling not in client._connections.standing)
+
+
 # CLOSE.
 
 
