@@ -77,10 +77,10 @@ class Reading:
     *decoder*: for what comes.  *registry*: where this is until it has ended.  *first_tag*: of the first request.
     *spin*: seconds in which a thread tries to read before it sleeps.  *alone*: the connection is for one request.
 
-    ``open``: whether it takes calls.  ``retired``: it is to end when there are none; ``leaving``: and is not left to the
-    peer to close.  ``reason``: why it has ended, at ``ended`` on the monotonic clock.  ``single``: the peer has answered
-    one request, without a tag, and closed.  The owner's: ``at_hand``: open, and nothing is to be found out about the
-    peer; ``used``: when somebody has asked last, 0: look before the next request, -1: never.
+    ``open``: whether it takes calls.  ``retired``: it is to end when there are none; ``leaving``: it is not left to the
+    peer to close.  ``reason``: why it has ended, at ``ended`` on the monotonic clock.  ``single``: the peer has
+    answered one request, without a tag, and closed.  The owner's: ``at_hand``: open, and nothing is to be found out
+    about the peer; ``used``: when somebody has asked last, 0: look before the next request, -1: never.
     """
 
     def __init__(
