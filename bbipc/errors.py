@@ -20,7 +20,7 @@
       WriteTimeoutError                             the peer did not take it in the time you gave; .sent, .unsent
     RuntimeError
       PollerClosedError                             you closed the poller, or it was made before a fork
-      QueueFullError                                your pool has more to do than you allow; .limit
+      QueueFullError                                there is no room for one more call; .limit
       ResponseError
         ResponseDisabledError                       you respond to a request that wants no response
         ResponseAlreadySentError                    you respond a second time
@@ -160,10 +160,13 @@ class PollerClosedError(RuntimeError):
 
 
 class QueueFullError(RuntimeError):
-    """A pool's queue had no place for one more call in the time that was given.  ``limit``: how many it holds."""
+    """There was no room for one more call in the time that was given: in a pool's queue, or among a client's futures.
+
+    ``limit``: how many there may be.
+    """
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} calls wait for a worker already")
+        super().__init__(f"there is no room for one more call: the limit is {limit}")
         self.limit = limit
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -29,6 +29,7 @@ from pool.poller_thread import PollerThread
 
 #: seconds after which a connection is looked at before it is used again
 IDLE: Final = 0.001
+_BINARY: Final = int(MessageType.BINARY)  # the number: an enum's member is slower to look at
 _NO_VALUE: Final = FAILED | DISCARD
 
 monotonic: Final = time.monotonic
@@ -140,7 +141,7 @@ class MessageClient:
         :raises RuntimeError: in a forked child
         """
         if isinstance(value, bytes) and type is None:
-            kind, payload = 1, value
+            kind, payload = _BINARY, value
         else:
             kind, payload = outgoing(value, type)
         limit = self._timeout if timeout is DEFAULT else checked_timeout(timeout)
@@ -162,7 +163,7 @@ class MessageClient:
                 pass
         if reply is None:
             reply = self._ask(kind, payload, deadline)
-        if reply[0] == 1 and not reply[2] & _NO_VALUE:
+        if reply[0] == _BINARY and not reply[2] & _NO_VALUE:
             return reply[1]
         return value_of(reply)
 
@@ -180,6 +181,9 @@ class MessageClient:
         it reads the connection itself.  Waits while ``max_in_flight`` futures are outstanding, or much is unsent.
 
         :raises QueueFullError: there was no room in time; or at once, on the poller thread
+        :raises TimeoutError: no connection was to be had in time
+        :raises RemoteDisconnectedError: the connection ended before anything of the request had left
+        :raises MessageError: the same, and what had come over it was no message; with ``reconnect=False``
         :raises MessageTooLargeError: *value* is larger than ``max_message_size``
         :raises ConnectionFailedError: nobody can be connected to
         :raises SocketClosedError: the client was closed
@@ -189,7 +193,7 @@ class MessageClient:
         :raises RuntimeError: in a forked child
         """
         if isinstance(value, bytes) and type is None:
-            kind, payload = 1, value
+            kind, payload = _BINARY, value
         else:
             kind, payload = outgoing(value, type)
         limit = self._timeout if timeout is DEFAULT else checked_timeout(timeout)
@@ -225,7 +229,10 @@ class MessageClient:
         )
 
     def close(self) -> None:
-        """End it; what is outstanding fails with SocketClosedError.  Idempotent, any thread, callbacks included."""
+        """End it; what is outstanding fails with SocketClosedError.  Idempotent, any thread, callbacks included.
+
+        May wait for a callback that is running, 6 seconds at most; not with a shared *poller_thread*.
+        """
         self._connections.close()
         if self._generation == fork.generation:
             self._lender.close()

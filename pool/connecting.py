@@ -11,6 +11,11 @@ Peers of the original's kind ignore tags, and close after one message; bytes beh
 tells before the first reply.  So while that one is out, others wait for it a moment (``MANNERS``).  If it carried no
 tag, the next call looks for the same time whether the peer hangs up.  If so, every call gets a connection of its own
 from then on.
+
+They may also answer what wants no reply, and nobody could tell that answer from the next one's.  So where nobody knows
+that the peer echoes tags, what wants no reply goes over a connection where nothing is asked (``telling``), which is
+then left to the peer to close.  Where there is only one connection, *reconnect* is off, ``pending.py`` sees to it that
+an answer in doubt ends that.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from bbipc.sockets import fork
 from bbipc.sockets.endpoint import Address
 from pool.calls import Unsent, Waiter
 from pool.conversation import Conversation
-from pool.pending import ECHOES, IN_ORDER, UNKNOWN
+from pool.pending import ECHOES, IN_ORDER, UNKNOWN, Distrust
 from pool.poller_thread import PollerThread
 from pool.replies import Reading
 from pool.turn import Turn
@@ -61,12 +66,14 @@ class Terms:
 class Connections:
     """The connections of one client, *owner*, to *address*; *lender*: whence its poller thread.
 
-    ``current``: the one that is shared, if there is one; ``standing``: all that have not ended; ``made``: how many
-    there have been; ``late``: replies that came for nobody over those that are gone; ``first_tag``: of the next one.
+    ``current``: the one that is shared, if there is one; ``telling``: the one for what wants no reply, where that is
+    not ``current``; ``standing``: all that have not ended; ``made``: how many there have been; ``late``: replies that
+    came for nobody over those that are gone; ``first_tag``: of the next one.
     """
 
     def __init__(self, address: Address, terms: Terms, lender: Lender, owner: object) -> None:
         self.current: Conversation | None = None
+        self.telling: Conversation | None = None
         self.made = 0
         self.late = 0
         self.first_tag = 0
@@ -159,18 +166,42 @@ class Connections:
         while True:
             self.check()
             tries += 1
-            conversation = self.current
+            conversation, apart = self.current, False
+            if not answered and (conversation is None or conversation.pending.style != ECHOES):
+                apart = self._tells_apart(conversation, patient)
+                conversation = self.telling if apart else conversation
             if conversation is None or not conversation.open or self._single:
-                conversation = self._turn.run(partial(self._connect, deadline, patient), deadline)
+                conversation = self._turn.run(partial(self._connect, deadline, patient, apart), deadline)
             if conversation.alone:
                 return conversation
-            echoes = ECHOES in (conversation.pending.style, self._style)
-            if answered and conversation.told and self._terms.reconnect and not echoes:
-                conversation.set_aside()  # if that was answered all the same, its reply would pass for this one's
-                continue
             self._get_acquainted(conversation, deadline, patient)
-            if conversation.open or tries == TRIES:
+            plain = conversation.pending.style == IN_ORDER
+            if answered and plain and conversation.pending.is_doubtful():
+                self._doubt(conversation)
+            elif tries == TRIES or (conversation.open and (answered or apart or not (plain and self._terms.reconnect))):
                 return conversation
+
+    def _tells_apart(self, conversation: Conversation | None, patient: bool) -> bool:
+        """Whether what wants no reply goes over a connection of its own, as the peer may answer it all the same.
+
+        *conversation*: the one that is ``current``.
+        """
+        if not self._terms.reconnect:  # there is one connection, and no other
+            return False
+        if conversation is None:
+            return self._style != ECHOES
+        if conversation.open and conversation.table and self._style != ECHOES:
+            conversation.learn(MANNERS if patient else 0.0)
+        if conversation.pending.style != UNKNOWN:
+            self._note_style(conversation.pending.style)
+        return self._style != ECHOES
+
+    def _doubt(self, conversation: Conversation) -> None:
+        """What wants no reply went over this one: there is no other, or the peer was thought to echo tags."""
+        if self._terms.reconnect:
+            conversation.set_aside()
+        else:
+            conversation.end(Distrust("the peer ignores tags, and was sent something that wants no reply"))
 
     def _get_acquainted(self, conversation: Conversation, deadline: float | None, patient: bool) -> None:
         """See what kind of peer it is, and whether it is still there."""
@@ -182,7 +213,8 @@ class Connections:
         elif not conversation.table and conversation.used >= 0:
             conversation.look(0.0)
         if pending.style != UNKNOWN:
-            self._style = pending.style
+            if pending.style != self._style:
+                self._note_style(pending.style)
             conversation.at_hand = conversation.open and pending.style == ECHOES
             if not conversation.open:  # since
                 conversation.at_hand = False
@@ -191,32 +223,59 @@ class Connections:
     def _note_manners(self, conversation: Conversation) -> None:
         if conversation.single and self._terms.reconnect:
             self._single = True
+            self._tell_with_the_others()
+
+    def _note_style(self, style: int) -> None:
+        self._style = style
+        if style == ECHOES:
+            self._tell_with_the_others()
+
+    def _tell_with_the_others(self) -> None:
+        """No connection is needed any more for what wants no reply, and for nothing else."""
+        telling = self.telling
+        if telling is not None and telling.open:
+            telling.set_aside()
 
     # Whoever's turn it is.
 
-    def _connect(self, deadline: float | None, patient: bool, waiter: Waiter) -> Conversation:
-        """A new connection, unless somebody has made one meanwhile."""
-        conversation = self.current
+    def _connect(self, deadline: float | None, patient: bool, apart: bool, waiter: Waiter) -> Conversation:
+        """A new connection, unless somebody has made one meanwhile; *apart*: the one that is ``telling``."""
+        conversation = self.telling if apart else self.current
         if conversation is not None:
             if conversation.open and not self._single:
                 return conversation
             refused = isinstance(conversation.reason, ConnectionFailedError)
             if not self._terms.reconnect and not self._single and not refused:
                 raise conversation.failure()
-            self.current = None
+            self._share(None, apart)
             self._bury(conversation)
-            if conversation.open:
+            if conversation.open and not apart:
                 conversation.retire()
+            elif conversation.open:
+                conversation.set_aside()
         for one in list(self.standing):
-            if one is not conversation and isinstance(one, Conversation) and one.told and one.retired and not one.table:
-                one.end(self.closed_error())  # its peer has had time to hang up
+            if one is not conversation and isinstance(one, Conversation) and one.is_spent():
+                self._let_go(one)
         self._pause(deadline, patient, waiter)
         conversation = self._begin()
         if not self._single:
-            self.current = conversation
+            self._share(conversation, apart)
         if self.closed:  # whoever closes it has set the mark before he looked for what there is
             conversation.end(self.closed_error())
         return conversation
+
+    def _share(self, conversation: Conversation | None, apart: bool) -> None:
+        if apart:
+            self.telling = conversation
+        else:
+            self.current = conversation
+
+    def _let_go(self, conversation: Conversation) -> None:
+        """Its peer has had time to hang up."""
+        if self.telling is conversation:
+            self.telling = None
+        self._count_late(conversation)
+        conversation.end(self.closed_error())
 
     def _begin(self) -> Conversation:
         terms = self._terms
@@ -240,12 +299,20 @@ class Connections:
 
     def _bury(self, conversation: Conversation) -> None:
         """Note what became of a connection that is not used any more."""
-        self.late += conversation.pending.late
+        self._count_late(conversation)
         self._note_manners(conversation)
-        if conversation.pending.style == UNKNOWN and conversation.reason is not None:
-            self._failed(conversation.ended, conversation.failure())
-        else:
+        pending = conversation.pending
+        if pending.style != UNKNOWN:
+            self._note_style(pending.style)
+        took = pending.sent_unanswered and conversation.used >= 0  # and so has done what it was for
+        if pending.style != UNKNOWN or conversation.reason is None:
             self._failures = 0
+        elif not took:
+            self._failed(conversation.ended, conversation.failure())
+
+    def _count_late(self, conversation: Conversation) -> None:
+        self.late += conversation.pending.late
+        conversation.pending.late = 0  # it may stand for a while, and would be counted twice
 
     def _failed(self, when: float, error: Exception) -> None:
         self._failures += 1

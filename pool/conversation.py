@@ -13,7 +13,7 @@ from bbipc.messages.frames import encode_parts
 from bbipc.messages.message import CLOSE, FAILED, NO_RESPONSE, TAGGED, Message
 from bbipc.sockets.stream import CAN_WAIT
 from pool.calls import Call, CallFuture, Unsent, Waiter
-from pool.pending import UNKNOWN
+from pool.pending import NO_REPLY, UNKNOWN
 from pool.replies import monotonic
 from pool.standby import Standby
 from pool.told import interrupted
@@ -28,8 +28,6 @@ class Conversation(Standby):
 
     #: the owner's: whether it was seen if the peer hangs up behind a reply
     probed = False
-    #: whether something was sent that has no reply: a peer of the original's kind may answer all the same
-    told = False
     _waits = False  # a read may
 
     def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:  # noqa: PLR0912 # as said above
@@ -100,8 +98,9 @@ class Conversation(Standby):
         """
         waiter = Waiter()
         self._tellers[waiter] = None
+        self.pending.sent_unanswered = True
         try:
-            if not self._send(waiter, kind, payload, NO_RESPONSE, -1):
+            if not self._send(waiter, kind, payload, NO_RESPONSE, NO_REPLY):
                 if not self.attend(waiter, deadline):
                     raise TimeoutError("the peer did not take it in time")
                 if any(parcel.owner is waiter for parcel in self.outgoing.queue.copy()):
@@ -110,14 +109,18 @@ class Conversation(Standby):
             self._tellers.pop(waiter, None)
             if self.outgoing.queue:
                 self._take_back(waiter)
-        self.told = True
-        if kind == CLOSE and not self.alone:
-            self.retire()
+            if self.leaving:  # for a CLOSE: whoever took that back was perhaps the last
+                self._one_less()
 
     def set_aside(self) -> None:
         """It takes no calls any more, and is left to the peer to close."""
         self.retired = True
         self.open = self.at_hand = False
+
+    def is_spent(self) -> bool:
+        """Whether it takes no calls any more, and all has left that was sent without waiting for a reply."""
+        busy = self.table or self._tellers or self.outgoing.queue
+        return self.retired and self.pending.sent_unanswered and not busy
 
     def has_room(self, calls: int, size: int) -> bool:
         """Whether fewer than *calls* are outstanding, and fewer than *size* bytes unsent."""
@@ -205,7 +208,7 @@ class Conversation(Standby):
             self._wake_reader()
         elif self._tellers:  # another's request may have left with this one
             self._nudge()
-        if kind == CLOSE and tag >= 0:  # what is sent behind it would be lost
+        if kind == CLOSE and (tag != NO_REPLY or not self.alone):  # what is sent behind it would be lost
             self.retire()
         return sent
 

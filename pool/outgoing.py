@@ -18,7 +18,7 @@ from typing import Final
 
 from bbipc.sockets.stream import StreamSocket
 from pool.calls import Unsent, Waiter
-from pool.pending import ECHOES, Pending
+from pool.pending import ECHOES, NO_REPLY, Pending
 
 #: requests that are written with one system call
 BATCH: Final = 64
@@ -57,7 +57,7 @@ class Outgoing:
         self._pen: dict[int, object] = {}
 
     def send(self, owner: object, tag: int, parts: tuple[bytes, ...]) -> bool:
-        """Send the request *parts*, whose tag is *tag* (-1: it is not answered); False: some of it has not left yet.
+        """Send the request *parts*, whose tag is *tag* (or NO_REPLY); False: some of it has not left yet.
 
         :raises Unsent: nothing of it has left, and nothing ever will
         """
@@ -66,8 +66,8 @@ class Outgoing:
             if not self.queue and pen.setdefault(0, owner) is owner and not self.queue:
                 if self.error is not None:
                     raise Unsent from self.error
-                if tag >= 0 and pending.style != ECHOES:
-                    pending.order.append(tag)
+                if pending.style != ECHOES:
+                    pending.note_order(tag)
                 stream = self._stream
                 sent = stream.write(parts[0]) if len(parts) == 1 else stream.write_vector(parts)
                 if sent == (len(parts[0]) if len(parts) == 1 else sum(map(len, parts))):
@@ -132,6 +132,10 @@ class Outgoing:
         """How many bytes have not left."""
         return sum(parcel.size() for parcel in self.queue.copy())
 
+    def owes(self) -> bool:
+        """Whether something that wants no reply has not left: nobody may wait for it any more, but it is to go out."""
+        return any(parcel.tag == NO_REPLY for parcel in self.queue.copy())
+
     def _write_batch(self) -> bool:
         """One write; False: the kernel has no room for all of it."""
         queue, pending = self.queue, self._pending
@@ -141,8 +145,8 @@ class Outgoing:
             batch = list(itertools.islice(queue.copy(), BATCH))
         else:  # the order of the requests counts, so each is begun, and noted, by itself
             batch = [queue[0]]
-            if not batch[0].begun and batch[0].tag >= 0:
-                pending.order.append(batch[0].tag)
+            if not batch[0].begun:
+                pending.note_order(batch[0].tag)
             batch[0].begun = True
         sent = self._stream.write_vector([part for parcel in batch for part in parcel.parts])
         for parcel in batch:
@@ -153,7 +157,7 @@ class Outgoing:
                 return False
             sent -= size
             queue.popleft()
-            if isinstance(parcel.owner, Waiter) and parcel.tag < 0:
+            if isinstance(parcel.owner, Waiter) and parcel.tag == NO_REPLY:
                 parcel.owner.end()  # who has sent what is not answered waits for nothing else
         return True
 

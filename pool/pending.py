@@ -8,6 +8,10 @@ is not given out again, and a tag that is unknown is counted.  A peer that ignor
 requests; for it, and as long as nobody knows what the peer is, the tags are also kept in the order in which the
 requests were sent.  There a call that was given up leaves its place: the reply that belongs there shows that nothing is
 known any more of the replies behind it either (``Distrust``).
+
+A request that wants no reply leaves its place as well (``NO_REPLY``), as peers of the original's kind may answer it all
+the same.  A reply without a tag that comes when only that is left is nobody's.  If a call's request stands behind it,
+the reply may be either's, and of those behind it nothing is known.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ UNKNOWN: Final = 0
 ECHOES: Final = 1
 IN_ORDER: Final = 2
 
+#: stands in the order for any number of requests in a row that want no reply, and for whatever comes of them
+NO_REPLY: Final = -1
+
 
 class Distrust(Exception):
     """A reply came of which nobody can say whose it is."""
@@ -35,12 +42,12 @@ class Pending:
     """The calls of one connection that wait for their replies.
 
     ``table``: by tag, in the order of their making.  ``order``: tags of the requests that were sent, oldest first,
-    while ``style`` is not ECHOES.  ``late``: replies that came for nobody.  ``replies``: those without a
-    tag.  ``complaint``: what the peer said last of
-    the connection as a whole.
+    while ``style`` is not ECHOES.  ``late``: replies that came for nobody.  ``replies``: those without a tag.
+    ``complaint``: what the peer said last of the connection as a whole.  ``sent_unanswered``: whether a request that
+    wants no reply was sent, or is about to be.
     """
 
-    __slots__ = ("table", "order", "style", "late", "replies", "complaint", "_tags")
+    __slots__ = ("table", "order", "style", "late", "replies", "complaint", "sent_unanswered", "_tags")
 
     def __init__(self, first_tag: int = 0) -> None:
         self.table: dict[int, AnyCall] = {}
@@ -49,6 +56,7 @@ class Pending:
         self.late = 0
         self.replies = 0
         self.complaint: Exception | None = None
+        self.sent_unanswered = False
         self._tags = itertools.count(first_tag)
 
     def add(self, call: AnyCall) -> int:
@@ -61,6 +69,23 @@ class Pending:
     def remove(self, call: AnyCall) -> bool:
         """*call* waits no more; False: it did not.  Its place in the order stays."""
         return self.table.pop(call.tag, None) is call
+
+    def note_order(self, tag: int) -> None:
+        """The request with *tag*, or NO_REPLY, goes out now; nobody knows yet that the peer echoes tags.
+
+        By one thread at a time.
+        """
+        order = self.order
+        try:
+            if tag == NO_REPLY and order[-1] == NO_REPLY:
+                return
+        except IndexError:
+            pass
+        order.append(tag)
+
+    def is_doubtful(self) -> bool:
+        """Whether nobody could say whose the reply to one more request is."""
+        return self.style == IN_ORDER and NO_REPLY in self.order.copy()
 
     def deal_out(self, inbox: deque[Message]) -> None:
         """Settle the calls that the messages in *inbox* belong to.  By one thread at a time.
@@ -94,7 +119,11 @@ class Pending:
             self.complaint = failure_of(message)
         if self.style == ECHOES:
             calls = list(self.table.values())
-            call = calls[0] if message[2] & FAILED and len(calls) == 1 else None
+            alone = len(calls) == 1 and not self.sent_unanswered
+            call = calls[0] if message[2] & FAILED and alone else None
+        elif order and order[0] == NO_REPLY:
+            if len(order) > 1:
+                raise Distrust("a reply without a tag came, and one of the requests before wanted none")
         elif order:
             call = self.table.get(order[0])
             if call is None:
@@ -108,6 +137,6 @@ class Pending:
             call.settle(message)
             self.remove(call)
         # Nothing can come between these two.
-        if order:
+        if order and order[0] != NO_REPLY:
             del order[0]
         del inbox[0]

@@ -77,10 +77,10 @@ class Reading:
     *decoder*: for what comes.  *registry*: where this is until it has ended.  *first_tag*: of the first request.
     *spin*: seconds in which a thread tries to read before it sleeps.  *alone*: the connection is for one request.
 
-    ``open``: whether it takes calls.  ``retired``: it is to end when there are none.  ``reason``: why it has ended, at
-    ``ended`` on the monotonic clock.  ``single``: the peer has answered one request, without a tag, and closed.  The
-    owner's: ``at_hand``: open, and nothing is to be found out about the peer; ``used``: when somebody has asked last,
-    0: look before the next request, -1: never.
+    ``open``: whether it takes calls.  ``retired``: it is to end when there are none; ``leaving``: it is not left to the
+    peer to close.  ``reason``: why it has ended, at ``ended`` on the monotonic clock.  ``single``: the peer has
+    answered one request, without a tag, and closed.  The owner's: ``at_hand``: open, and nothing is to be found out
+    about the peer; ``used``: when somebody has asked last, 0: look before the next request, -1: never.
     """
 
     def __init__(
@@ -96,6 +96,7 @@ class Reading:
         self.open = True
         self.at_hand = False
         self.alone = self.retired = alone
+        self.leaving = False
         self.reason: Exception | None = None
         self.used = -1.0
         self.ended = 0.0
@@ -169,11 +170,10 @@ class Reading:
             raise
 
     def retire(self) -> None:
-        """It takes no calls any more, and ends when those that are outstanding are answered."""
-        self.retired = True
+        """It takes no calls any more, and ends when those that are outstanding are answered, and nothing is owed."""
+        self.retired = self.leaving = True
         self.open = self.at_hand = False
-        if not self.table:
-            self.end(_finished())
+        self._one_less()
 
     def failure(self, reason: BaseException | None = None) -> Exception:
         """Why a call has failed: an error of its own, as each is raised in a thread of its own.
@@ -245,10 +245,10 @@ class Reading:
         except BaseException as error:
             self.end(interrupted(error))
             raise
-        if self._crowd:
-            self._tell_crowd()
-        elif self._tellers:
+        if self._tellers:
             self._nudge()
+        if self._crowd or self.leaving:
+            self._one_less()
 
     def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
         """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely.
@@ -292,7 +292,7 @@ class Reading:
         try:
             pending.deal_out(self._inbox)
         except Distrust as error:
-            self.end(error)
+            self.end(pending.complaint or error)
         if pending.complaint is not None:  # it is going to close; what it has accepted it still answers
             self.open = self.at_hand = False
         if self._decoder.error is not None:
@@ -300,7 +300,7 @@ class Reading:
         self._one_less()
 
     def _one_less(self) -> None:
-        if self.retired and not self.table:
+        if self.retired and not self.table and not self.outgoing.owes():
             self.end(_finished())
         if self._crowd:
             self._tell_crowd()

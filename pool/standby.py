@@ -138,7 +138,7 @@ class Standby(Reading):
             timer = self._call_later(max(deadline - monotonic(), 0.0), partial(self._sweep, deadline))
             if timer is not None:
                 self._sweeps[deadline] = timer
-                if timer.done():  # it has not found itself there
+                if timer.done():  # it ran before it was in the table, so it could not take itself out
                     self._sweeps.pop(deadline, None)
 
     def _call_later(self, delay: float, action: Callable[[], None]) -> Future[None] | None:

@@ -16,7 +16,7 @@ from bbipc.polling.vigil import Vigil
 from bbipc.sockets.stream import StreamSocket
 from pool.calls import Call, CallFuture, Unsent, Waiter, outgoing, value_of
 from pool.outgoing import Outgoing
-from pool.pending import ECHOES, IN_ORDER, MASK, UNKNOWN, Distrust, Pending
+from pool.pending import ECHOES, IN_ORDER, MASK, NO_REPLY, UNKNOWN, Distrust, Pending
 from tests.support.makers import PATIENCE, Worker, drain, fill, wait_until_asleep
 from tests.support.messaging import FAILED, TAGGED
 
@@ -222,7 +222,7 @@ def test_a_request_that_was_given_up_is_taken_out_of_the_queue_unless_it_has_beg
         while other.read():
             out.flush("somebody")
         assert waiter.over
-        assert list(pending.order) == [0]
+        assert list(pending.order) == [0, NO_REPLY]
 
 
 def test_a_request_of_which_nothing_left_says_so() -> None:

@@ -579,6 +579,50 @@ def test_with_a_closed_poller_thread_send_works_and_submit_does_not(path: Path) 
         assert client.send(b"x") == b"X"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_close_waits_for_a_callback_unless_the_poller_thread_is_shared(path: Path, shared: bool) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def call_back(future: Future[object]) -> None:
+        entered.set()
+        assert go.wait(PATIENCE)
+
+    with ScriptedServer(echo, path), PollerThread() as poller_thread:
+        client = MessageClient(path, poller_thread=poller_thread if shared else None)
+        until(lambda: client.submit(b"x").result(PATIENCE) == b"X")
+        client._lender.get().call_later(0, call_back, Future())
+        assert entered.wait(PATIENCE)
+        closer = Worker(client.close)
+        if shared:
+            closer.outcome()
+            assert not poller_thread.closed
+            go.set()
+        else:
+            until(lambda: client._lender.get().closed)
+            assert closer.is_alive()
+            go.set()
+            closer.outcome()
+
+
+def test_submit_itself_says_what_became_of_the_connection(path: Path) -> None:
+    """Where no other one is made: it was lost before, or what had come over it was no message."""
+
+    def talk(peer: Peer) -> None:
+        peer.receive()
+        if peer.number == 2:
+            peer.connection.sendall(b"garbage, and a header's length of it at least")
+
+    errors: list[type[Exception]] = [RemoteDisconnectedError, InvalidMessageError]
+    with ScriptedServer(talk, path):
+        for error in errors:
+            with MessageClient(path, reconnect=False, timeout=PATIENCE) as client:
+                with pytest.raises(error):
+                    client.send(b"x")
+                for _ in range(2):
+                    with pytest.raises(error):
+                        client.submit(b"x")
+
+
 def test_one_that_nobody_closed_warns(path: Path) -> None:
     with ScriptedServer(echo, path):
         client = MessageClient(path)

@@ -79,6 +79,11 @@ def test_an_error_has_exactly_the_bases_of_the_documented_tree(kind: type[BaseEx
     assert kind.__bases__ == TREE[kind]
 
 
+def test_no_room_is_said_of_pools_and_clients_alike() -> None:
+    """A client has no workers, and its limit is one of futures."""
+    assert str(QueueFullError(7)) == "there is no room for one more call: the limit is 7"
+
+
 def test_the_tree_of_the_module_holds_no_other_exceptions() -> None:
     defined = {
         kind

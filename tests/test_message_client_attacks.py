@@ -229,20 +229,6 @@ def test_garbage_ends_the_connection_and_every_call_on_it(garbage: bytes, short_
     assert not errors
 
 
-def test_a_server_that_hangs_up_at_once_is_no_endless_loop(short_dir: Path) -> None:
-    count = 0
-
-    def talk(peer: socket.socket) -> None:
-        nonlocal count
-        count += 1
-
-    with serving(short_dir / "server", talk), MessageClient(short_dir / "server") as client:
-        for _ in range(5):
-            with pytest.raises((OSError, TimeoutError)):
-                client.send("hello", timeout=0.3)
-    assert count < 200
-
-
 # Servers that do not read, or do not answer in time.
 
 
