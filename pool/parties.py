@@ -15,7 +15,6 @@ from bbipc.errors import SocketClosedError
 from bbipc.events import CONNECTION_FAILED, EVENTS, ROOM_TO_WRITE, SocketEvent
 from bbipc.polling.wait import glance
 from bbipc.polling.watch import wanted_bits
-from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.stream import StreamSocket
 from pool.futures import fail, run, settle
@@ -169,7 +168,7 @@ class Wait(Party):
 class Call(Generic[T]):
     """A future that waits for the time, and then for what a function gives."""
 
-    __slots__ = ("timer", "_timers", "_future", "_fn", "_args", "_generation")
+    __slots__ = ("timer", "_timers", "_future", "_fn", "_args")
 
     def __init__(self, timers: Timers, future: Future[T], fn: Callable[..., T], args: tuple[object, ...]) -> None:
         self.timer: Timer | None = None
@@ -177,7 +176,6 @@ class Call(Generic[T]):
         self._future = future
         self._fn = fn
         self._args = args
-        self._generation = fork.generation
 
     def run(self) -> None:
         """Its time has come."""
@@ -192,9 +190,7 @@ class Call(Generic[T]):
 
     def future_done(self, future: Future[T]) -> None:
         """A callback of the future: if it was cancelled, take the timer back and let its waiters know."""
-        if self._generation != fork.generation or self.timer is None:
-            return
-        if future.cancelled() and self._timers.cancel(self.timer):
+        if self.timer is not None and future.cancelled() and self._timers.cancel(self.timer):
             future.set_running_or_notify_cancel()
 
     def __repr__(self) -> str:
