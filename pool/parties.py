@@ -32,7 +32,7 @@ class Monitor(Party):
     ``socket``: the monitored socket.
     """
 
-    __slots__ = ("socket", "callback", "failures", "slow_told", "_table", "_events", "_on_close", "_active")
+    __slots__ = ("socket", "callback", "on_close", "failures", "suspicion", "_table", "_events", "_active")
 
     def __init__(
         self, table: Interests, socket: Socket, events: int, callback: Callback, on_close: CloseHook | None
@@ -40,12 +40,12 @@ class Monitor(Party):
         super().__init__(events, callback)
         self.socket = socket
         self.callback = callback
-        #: how often the callback has raised, and whether it was reported to be slow; the poller thread's
+        self.on_close = on_close
+        #: how often the callback has raised, and how it was reported to be slow; the poller thread's
         self.failures = 0
-        self.slow_told = False
+        self.suspicion = 0
         self._table = table
         self._events = events
-        self._on_close = on_close
         self._active = True
 
     @property
@@ -89,8 +89,8 @@ class Monitor(Party):
     def end(self, error: Exception) -> None:
         """Not for users: the socket or the poller thread is closed."""
         active, self._active = self._active, False
-        if active and self._on_close is not None:
-            self._on_close(error)
+        if active and self.on_close is not None:
+            self.on_close(error)
 
     def __repr__(self) -> str:
         state = "paused" if self._active and not self.wanted else "active" if self._active else "ended"
@@ -152,6 +152,9 @@ class Wait(Party):
         """A callback of the future: if it was cancelled, take the wait back and let its waiters know."""
         if future.cancelled() and self._take():
             future.set_running_or_notify_cancel()
+
+    def __repr__(self) -> str:
+        return f"when({self._socket!r}, …)"
 
     def _take(self) -> bool:
         """Take it out of the table; False: somebody else has, and settles the future."""

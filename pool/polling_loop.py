@@ -24,7 +24,6 @@ without it: what matters is read again by whoever is woken.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -42,8 +41,8 @@ from bbipc.polling.wait import glance
 from bbipc.polling.watch import wanted_bits
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from pool import lifecycle, reports
-from pool.dispatch import SLOW, Dispatcher
+from pool import lifecycle
+from pool.dispatch import Dispatcher
 from pool.futures import fail, failed, finished, settle
 from pool.interests import Callback, Interests, Party
 from pool.parties import Call, CloseHook, Monitor, Wait
@@ -54,8 +53,6 @@ S = TypeVar("S", bound=Socket)
 
 #: seconds that a closer waits for the lock of the table where the thread has not ended in time
 PATIENCE: Final = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class PollingLoop:
@@ -189,7 +186,7 @@ class PollingLoop:
         future: Future[T] = Future()
         call = Call(self._timers, future, fn, args)
         future.add_done_callback(call.future_done)
-        call.timer = self.start_timer(limit, lambda: self._timed(call), lambda: call.end(self._closed_error()))
+        call.timer = self.start_timer(limit, call.run, lambda: call.end(self._closed_error()))
         return future
 
     def close(self, timeout: float | None = 5.0) -> None:
@@ -343,14 +340,7 @@ class PollingLoop:
             self._dispatcher.look_at(self._changed_sockets.popleft())
         if deadline is not None:
             for action in self._timers.due():
-                self._dispatcher.guarded(action)
-
-    def _timed(self, call: Call[T]) -> None:
-        started = time.monotonic()
-        call.run()
-        spent = time.monotonic() - started
-        if spent > SLOW:
-            reports.slowness(logger, call, self._where, spent)
+                self._dispatcher.clocked(action)
 
     def _finish(self, patience: float = -1) -> None:
         """Nothing comes any more: settle what waits, close the poller.  By whoever comes first, the thread or a closer

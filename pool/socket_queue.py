@@ -69,6 +69,9 @@ class SocketQueue:
         self._armed = False
         self._generation = fork.generation
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._socket!r}>"
+
     def _limit(self, timeout: float | None) -> float | None:
         """*timeout* in seconds, ``None``: none.
 
