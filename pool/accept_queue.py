@@ -22,6 +22,7 @@ from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
 from pool.polling_loop import PollingLoop
 from pool.socket_queue import SocketQueue
+from pool.timers import Timer
 
 #: connections accepted for one server before the poller thread turns to the next socket
 TURN: Final = 64
@@ -34,7 +35,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.future: Future[StreamSocket] = Future()
-        self.timer: Future[None] | None = None
+        self.timer: Timer | None = None
         self.claimed = False
 
     def claim(self) -> bool:
@@ -80,7 +81,7 @@ class AcceptQueue(SocketQueue):
                 raise _late(0)
             self._arm_alone()
             if limit is not None:
-                waiting.timer = self._loop.call_later(limit, self._expire, weakref.ref(waiting), limit)
+                waiting.timer = self._loop.start_timer(limit, partial(self._expire, weakref.ref(waiting), limit))
             waiting.future.add_done_callback(partial(self._done, weakref.ref(waiting)))
         except (OSError, RuntimeError) as error:
             self._fail_alone(waiting, error, after)

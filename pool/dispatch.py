@@ -6,6 +6,7 @@ where nothing that user code raises gets any further, and where it is seen how l
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 import time
@@ -21,6 +22,10 @@ from pool.parties import Monitor, Wait
 
 #: seconds that user code may take on the poller thread before it is reported: everybody else waits meanwhile
 SLOW: Final = 0.1
+
+#: a monitor was reported to be slow: together with others, of which it may have been another one; alone
+AMONG_OTHERS: Final = 1
+ALONE: Final = 2
 
 #: so many turns are timed one by one after a slow one, and so many callbacks named for it
 TIMED_TURNS: Final = 1000
@@ -89,11 +94,11 @@ class Dispatcher:
         """*socket* was closed, or shut, or connected."""
         if socket.closed:
             for party in self._table.take(socket):
-                self.guarded(party.end, SocketClosedError(socket), party=party)
+                self.clocked(party.end, SocketClosedError(socket), party=party)
             return
         for party in self._table.parties_of(socket):
             if isinstance(party, Wait):
-                self.guarded(party.look_again)
+                self.clocked(party.look_again)
 
     def guarded(self, action: Callable[..., object], *args: object, party: Party | None = None) -> None:
         """User code may be behind *action*."""
@@ -102,21 +107,31 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001 # as in _serve
             self._report_failure(party, error)
 
+    def clocked(self, action: Callable[..., object], *args: object, party: Party | None = None) -> None:
+        """The same, and it is seen how long it takes: for a timer, a close, and whatever else comes seldom."""
+        started = time.monotonic()
+        self.guarded(action, *args, party=party)
+        spent = time.monotonic() - started
+        if spent > SLOW:
+            reports.slowness(logger, _behind(action), self._where, spent)
+
     def _report_slow(self, batch: Batch, spent: float) -> None:
         """Everybody else has waited meanwhile.  A clock a callback would cost 3 % of a small echo, so of several it is
-        not known who it was: all are named, and the next turns are timed one by one.  Each monitor is named once alone.
+        not known who it was.  They are named once, unless one of them is known to be slow, and the next turns are timed
+        one by one: there each monitor is named once more, alone.
         """
-        parties = [party for socket, _ in batch for party in self._table.parties_of(socket)]
-        monitors = [party for party in parties if isinstance(party, Monitor)]
-        if len(batch) > 1:
-            self._timed_turns = TIMED_TURNS
-        elif monitors and all(monitor.slow_told for monitor in monitors):
+        self._timed_turns = TIMED_TURNS
+        monitors = [[one for one in self._table.parties_of(socket) if isinstance(one, Monitor)] for socket, _ in batch]
+        suspicion = ALONE if len(batch) == 1 else AMONG_OTHERS
+        known = [min((monitor.suspicion for monitor in of_one), default=0) for of_one in monitors]
+        if max(known) == ALONE or min(known) >= suspicion:
             return
-        else:
-            for monitor in monitors:
-                monitor.slow_told = True
-        suspects = list({monitor.callback: None for monitor in monitors})[:MOST_NAMED]
-        reports.slowness(logger, suspects or [socket for socket, _ in batch][:MOST_NAMED], self._where, spent)
+        suspects: dict[Callable[..., object], None] = {}
+        for monitor in itertools.chain(*monitors):
+            monitor.suspicion = max(suspicion, monitor.suspicion)
+            suspects[monitor.callback] = None
+        named: list[object] = [*suspects] or [socket for socket, _ in batch]
+        reports.slowness(logger, named[:MOST_NAMED], self._where, spent, one_of=suspicion == AMONG_OTHERS)
 
     def _report_failure(self, party: Party | None, error: BaseException) -> None:
         if isinstance(party, Monitor):
@@ -124,3 +139,10 @@ class Dispatcher:
             reports.failure(logger, party.failures, party.callback, self._where, error)
         else:
             reports.failure(logger, 1, "a callback", self._where, error)
+
+
+def _behind(action: Callable[..., object]) -> object:
+    """What a user knows of *action*."""
+    inner = getattr(action, "func", action)  # of a partial
+    owner: object = getattr(inner, "__self__", inner)
+    return owner.on_close or owner if isinstance(owner, Monitor) else owner

@@ -15,7 +15,6 @@ from bbipc.errors import SocketClosedError
 from bbipc.events import CONNECTION_FAILED, EVENTS, ROOM_TO_WRITE, SocketEvent
 from bbipc.polling.wait import glance
 from bbipc.polling.watch import wanted_bits
-from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.stream import StreamSocket
 from pool.futures import fail, run, settle
@@ -33,7 +32,7 @@ class Monitor(Party):
     ``socket``: the monitored socket.
     """
 
-    __slots__ = ("socket", "callback", "failures", "slow_told", "_table", "_events", "_on_close", "_active")
+    __slots__ = ("socket", "callback", "on_close", "failures", "suspicion", "_table", "_events", "_active")
 
     def __init__(
         self, table: Interests, socket: Socket, events: int, callback: Callback, on_close: CloseHook | None
@@ -41,12 +40,12 @@ class Monitor(Party):
         super().__init__(events, callback)
         self.socket = socket
         self.callback = callback
-        #: how often the callback has raised, and whether it was reported to be slow; the poller thread's
+        self.on_close = on_close
+        #: how often the callback has raised, and how it was reported to be slow; the poller thread's
         self.failures = 0
-        self.slow_told = False
+        self.suspicion = 0
         self._table = table
         self._events = events
-        self._on_close = on_close
         self._active = True
 
     @property
@@ -90,8 +89,8 @@ class Monitor(Party):
     def end(self, error: Exception) -> None:
         """Not for users: the socket or the poller thread is closed."""
         active, self._active = self._active, False
-        if active and self._on_close is not None:
-            self._on_close(error)
+        if active and self.on_close is not None:
+            self.on_close(error)
 
     def __repr__(self) -> str:
         state = "paused" if self._active and not self.wanted else "active" if self._active else "ended"
@@ -154,6 +153,9 @@ class Wait(Party):
         if future.cancelled() and self._take():
             future.set_running_or_notify_cancel()
 
+    def __repr__(self) -> str:
+        return f"when({self._socket!r}, …)"
+
     def _take(self) -> bool:
         """Take it out of the table; False: somebody else has, and settles the future."""
         if not self._table.leave(self._socket, self):
@@ -169,7 +171,7 @@ class Wait(Party):
 class Call(Generic[T]):
     """A future that waits for the time, and then for what a function gives."""
 
-    __slots__ = ("timer", "_timers", "_future", "_fn", "_args", "_generation")
+    __slots__ = ("timer", "_timers", "_future", "_fn", "_args")
 
     def __init__(self, timers: Timers, future: Future[T], fn: Callable[..., T], args: tuple[object, ...]) -> None:
         self.timer: Timer | None = None
@@ -177,7 +179,6 @@ class Call(Generic[T]):
         self._future = future
         self._fn = fn
         self._args = args
-        self._generation = fork.generation
 
     def run(self) -> None:
         """Its time has come."""
@@ -192,9 +193,7 @@ class Call(Generic[T]):
 
     def future_done(self, future: Future[T]) -> None:
         """A callback of the future: if it was cancelled, take the timer back and let its waiters know."""
-        if self._generation != fork.generation or self.timer is None:
-            return
-        if future.cancelled() and self._timers.cancel(self.timer):
+        if self.timer is not None and future.cancelled() and self._timers.cancel(self.timer):
             future.set_running_or_notify_cancel()
 
     def __repr__(self) -> str:

@@ -141,10 +141,11 @@ class PollerThread(PollingLoop):
         except OSError as error:
             return failed(error)
         future: Future[FutureStream] = Future()
+        determined: Future[SocketEvent] = Future()
         try:
-            determined = self.when(stream, SocketEvent.DETERMINED, timeout=limit)
             future.add_done_callback(partial(_give_up, determined))
             determined.add_done_callback(partial(self._determined, future, stream, f"{where} within {limit} s"))
+            self.settle_when(determined, stream, SocketEvent.DETERMINED, limit)
         except OSError as error:
             stream.close()
             return failed(error)

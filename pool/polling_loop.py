@@ -24,7 +24,6 @@ without it: what matters is read again by whoever is woken.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -42,9 +41,9 @@ from bbipc.polling.wait import glance
 from bbipc.polling.watch import wanted_bits
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from pool import lifecycle, reports
-from pool.dispatch import SLOW, Dispatcher
-from pool.futures import failed, finished
+from pool import lifecycle
+from pool.dispatch import Dispatcher
+from pool.futures import fail, failed, finished, settle
 from pool.interests import Callback, Interests, Party
 from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
@@ -54,8 +53,6 @@ S = TypeVar("S", bound=Socket)
 
 #: seconds that a closer waits for the lock of the table where the thread has not ended in time
 PATIENCE: Final = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class PollingLoop:
@@ -121,8 +118,30 @@ class PollingLoop:
         future.add_done_callback(wait.future_done)
         self._join(socket, wait)
         if limit is not None:
-            wait.limit(self._add_timer(limit, wait.time_out))
+            wait.limit(self.start_timer(limit, wait.time_out))
         return future
+
+    def settle_when(
+        self, future: Future[SocketEvent], socket: Socket, events: SocketEvent, timeout: float | None
+    ) -> None:
+        """Not for users: the same for a *future* that has its callbacks already.
+
+        Whoever adds a callback behind :meth:`when` enters the lock of a future that the poller thread knows, and a
+        Ctrl-C there leaves it locked for ever: the poller thread would wait for it.
+        """
+        self._check_open()
+        limit = checked_timeout(timeout)
+        found = glance(socket, events)
+        if found is not None:
+            settle(future, found)
+        elif limit == 0:
+            fail(future, TimeoutError(f"{events!r} of {socket!r} has not come"))
+        else:
+            wait = Wait(self._interests, self._timers, socket, events.value, future)
+            future.add_done_callback(wait.future_done)
+            self._join(socket, wait)
+            if limit is not None:
+                wait.limit(self.start_timer(limit, wait.time_out))
 
     def monitor(
         self,
@@ -167,7 +186,7 @@ class PollingLoop:
         future: Future[T] = Future()
         call = Call(self._timers, future, fn, args)
         future.add_done_callback(call.future_done)
-        call.timer = self._add_timer(limit, lambda: self._timed(call), lambda: call.end(self._closed_error()))
+        call.timer = self.start_timer(limit, call.run, lambda: call.end(self._closed_error()))
         return future
 
     def close(self, timeout: float | None = 5.0) -> None:
@@ -207,7 +226,9 @@ class PollingLoop:
         if thread is None or self._generation != fork.generation:
             return False
         if not thread.is_alive():
-            with self._lock:  # whoever is just starting it has done so; or is below us, and we are his signal handler
+            # Wait until another thread that is just starting it has done so; in a signal handler of that very thread
+            # the lock is re-entrant.
+            with self._lock:
                 pass
         if thread.is_alive():
             thread.join(None if limit is None else min(limit, threading.TIMEOUT_MAX))
@@ -265,7 +286,13 @@ class PollingLoop:
             self._check_open()
             self._interests.join(socket, party)
 
-    def _add_timer(self, delay: float, action: Callable[[], None], drop: Callable[[], None] | None = None) -> Timer:
+    def start_timer(self, delay: float, action: Callable[[], None], drop: Callable[[], None] | None = None) -> Timer:
+        """Not for users: *action* on the poller thread after *delay* seconds; *drop* instead if this is closed before.
+
+        Without a future: no Ctrl-C can leave one locked.  Any thread.
+
+        :raises PollerClosedError: this was closed
+        """
         self._start()
         with self._lock:
             self._check_open()
@@ -313,14 +340,7 @@ class PollingLoop:
             self._dispatcher.look_at(self._changed_sockets.popleft())
         if deadline is not None:
             for action in self._timers.due():
-                self._dispatcher.guarded(action)
-
-    def _timed(self, call: Call[T]) -> None:
-        started = time.monotonic()
-        call.run()
-        spent = time.monotonic() - started
-        if spent > SLOW:
-            reports.slowness(logger, call, self._where, spent)
+                self._dispatcher.clocked(action)
 
     def _finish(self, patience: float = -1) -> None:
         """Nothing comes any more: settle what waits, close the poller.  By whoever comes first, the thread or a closer

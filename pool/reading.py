@@ -117,7 +117,7 @@ class ReadingHalf(StreamHalf):
             self._queue.add(request)
             self._arm_alone()
             if limit:
-                request.timer = self._loop.call_later(limit, self._expire, weakref.ref(request), limit)
+                request.timer = self._loop.start_timer(limit, partial(self._expire, weakref.ref(request), limit))
             future.add_done_callback(partial(self._done, weakref.ref(request)))
         except BaseException:  # Ctrl-C as well: a request that nobody knows of would swallow bytes
             self._queue.drop(request)

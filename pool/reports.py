@@ -23,9 +23,10 @@ def failure(logger: logging.Logger, count: int, what: object, where: str, error:
         _tell(logger, logging.ERROR, "%r failed on %s (%d times)", (what, where, count), error)
 
 
-def slowness(logger: logging.Logger, what: object, where: str, seconds: float) -> None:
-    """*what* kept others waiting for *seconds*."""
-    _tell(logger, logging.WARNING, "%r kept %s from its work for %.0f ms", (what, where, seconds * 1e3), None)
+def slowness(logger: logging.Logger, what: object, where: str, seconds: float, *, one_of: bool = False) -> None:
+    """*what*, or one of them, kept others waiting for *seconds*."""
+    text = f"{'one of ' if one_of else ''}%r kept %s from its work for %.0f ms"
+    _tell(logger, logging.WARNING, text, (what, where, seconds * 1e3), None)
 
 
 def _tell(logger: logging.Logger, level: int, text: str, args: tuple[object, ...], error: BaseException | None) -> None:

@@ -69,6 +69,9 @@ class SocketQueue:
         self._armed = False
         self._generation = fork.generation
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._socket!r}>"
+
     def _limit(self, timeout: float | None) -> float | None:
         """*timeout* in seconds, ``None``: none.
 
@@ -116,12 +119,8 @@ class SocketQueue:
     def _wake(self) -> None:
         """Let the poller thread do what was handed in; if it is closed, do it here."""
         try:
-            self._loop.call_later(0, self._work).add_done_callback(self._work_failed)
+            self._loop.start_timer(0, self._work, self._work)  # closed meanwhile, it does that all the same
         except (OSError, RuntimeError):  # there is none, and perhaps the system has no thread for one
-            self._work()
-
-    def _work_failed(self, call: Future[None]) -> None:
-        if call.exception() is not None:  # the poller thread was closed meanwhile
             self._work()
 
     def _work(self) -> None:

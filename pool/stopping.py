@@ -102,17 +102,16 @@ class Stopping:
                     self._deadline = deadline
                     self._connections.look_again()
                 return
-            self._begun, self._deadline = True, deadline
-            thread = self._thread = threading.Thread(target=self._run, name="bbipc-stop", daemon=True)
             try:
-                thread.start()
+                self._begun, self._deadline = True, deadline
+                self._thread = threading.Thread(target=self._run_apart, name="bbipc-stop", daemon=True)
+                self._thread.start()
                 return
-            except BaseException as error:
-                if thread.ident is None:  # it never began
-                    self._thread = None
-                if not isinstance(error, RuntimeError):
-                    self._begun = self._thread is not None
-                    raise
+            except RuntimeError:  # the system has no thread for it
+                self._thread = None
+            except BaseException:  # Ctrl-C: whether the thread has begun or not, the next who asks begins anew
+                self._begun, self._thread = False, None
+                raise
             if not wait:
                 self._deadline = time.monotonic()
         self._run(GRACE if wait else 0)
@@ -152,6 +151,12 @@ class Stopping:
             while not self._done:
                 gate.wait_for_events(None)
                 forget_signals()
+
+    def _run_apart(self) -> None:
+        with self._lock:  # whoever starts us has it until he is done; a Ctrl-C may have made him give us up
+            if self._thread is not threading.current_thread():
+                return
+        self._run()
 
     def _run(self, grace: float = GRACE) -> None:
         with contextlib.ExitStack() as steps:  # whatever one of them raises, the others are taken

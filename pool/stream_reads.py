@@ -23,6 +23,7 @@ from typing_extensions import Buffer, override
 from bbipc.errors import IncompleteReadError, SeparatorNotFoundError
 from bbipc.sockets.buffers import octets
 from pool.afterwards import Afterwards
+from pool.timers import Timer
 from pool.told import again
 
 
@@ -36,7 +37,7 @@ class Request(ABC):
 
     def __init__(self) -> None:
         self.future: Future[bytes] | None = None
-        self.timer: Future[None] | None = None
+        self.timer: Timer | None = None
 
     @abstractmethod
     def lacks(self, have: int) -> int:

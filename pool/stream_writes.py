@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final
+from weakref import ref as Ref  # noqa: N812 # a class
 
 from typing_extensions import Buffer
 
 from pool.afterwards import Afterwards
+from pool.timers import Timer
 from pool.told import with_facts
 
 #: bytes handed to the kernel in one turn; with less than a local socket's buffer (208 KiB) the kernel would idle
@@ -34,18 +38,20 @@ class Held:
     """A write that waits.
 
     ``view``: what is left of the caller's buffer.  ``started``: its future was claimed, it cannot be cancelled any
-    more.
+    more.  *on_done*: called with a weak reference to it, and its future, when that is done.
     """
 
     __slots__ = ("future", "view", "size", "started", "serial", "timer", "__weakref__")
 
-    def __init__(self, view: memoryview, size: int) -> None:
+    def __init__(self, view: memoryview, size: int, on_done: Callable[[Ref[Held], Future[int]], object]) -> None:
         self.future: Future[int] = Future()
+        # Before anybody else knows the future: a Ctrl-C in here leaves it locked.
+        self.future.add_done_callback(partial(on_done, Ref(self)))
         self.view = view
         self.size = size
         self.started = len(view) < size and self.future.set_running_or_notify_cancel()
         self.serial = 0
-        self.timer: Future[None] | None = None
+        self.timer: Timer | None = None
 
     @property
     def sent(self) -> int:
@@ -78,16 +84,18 @@ class Kind(enum.Enum):
 
 
 class Waiter:
-    """Something to be done when ``goal`` bytes were sent."""
+    """Something to be done when ``goal`` bytes were sent; *on_done*: as of :class:`Held`."""
 
     __slots__ = ("future", "kind", "goal", "serial", "timer", "__weakref__")
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: Kind, on_done: Callable[[Ref[Waiter], Future[None]], object] | None = None) -> None:
         self.future: Future[None] = Future()
+        if on_done is not None:
+            self.future.add_done_callback(partial(on_done, Ref(self)))
         self.kind = kind
         self.goal = 0
         self.serial = 0
-        self.timer: Future[None] | None = None
+        self.timer: Timer | None = None
 
 
 class WriteQueue:

@@ -86,8 +86,8 @@ class Table(Generic[M]):
         """Let nobody in any more.  Idempotent."""
         with self._lock:
             if not self._closing:
-                self._closing = True
                 self._at_closing = len(self._inside)
+                self._closing = True  # behind it: a Ctrl-C comes before both or behind both
 
     def end_all(self) -> int:
         """End those who are idle now, the others when their call returns; how many there were when it was shut."""

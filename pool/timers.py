@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from bbipc.sockets import fork
+
 #: fewer dead entries than this are not worth a sweep
 _FEW: Final = 64
 
@@ -22,12 +24,19 @@ _FEW: Final = 64
 class Timer:
     """One thing to do once.  Made by :meth:`Timers.add`."""
 
-    __slots__ = ("deadline", "action", "drop")
+    __slots__ = ("deadline", "action", "drop", "_timers")
 
-    def __init__(self, deadline: float, action: Callable[[], None], drop: Callable[[], None] | None) -> None:
+    def __init__(
+        self, timers: Timers, deadline: float, action: Callable[[], None], drop: Callable[[], None] | None
+    ) -> None:
+        self._timers = timers
         self.deadline = deadline
         self.action: Callable[[], None] | None = action  # None: done or cancelled; guarded by the lock of Timers
         self.drop = drop
+
+    def cancel(self) -> None:
+        """Take it back, unless it was due already.  Any thread."""
+        self._timers.cancel(self)
 
     def empty(self) -> None:
         """Let go of what it holds."""
@@ -48,6 +57,7 @@ class Timers:
         self._dead = 0
         self._count = 0  # keeps timers of one deadline in their order
         self._sleeps_until: float | None = 0.0  # what next_deadline() said last
+        self._generation = fork.generation
 
     def __len__(self) -> int:
         """How many are still to come."""
@@ -61,7 +71,7 @@ class Timers:
 
         *drop*: what is to be done instead when it is cleared away.
         """
-        timer = Timer(self._clock() + delay, action, drop)
+        timer = Timer(self, self._clock() + delay, action, drop)
         with self._lock:
             self._count += 1
             heapq.heappush(self._heap, (timer.deadline, self._count, timer))
@@ -69,6 +79,8 @@ class Timers:
 
     def cancel(self, timer: Timer) -> bool:
         """Take it back; False: it was due, or cancelled, already.  Of all callers exactly one is told True."""
+        if self._generation != fork.generation:  # the lock may be held for ever, by a thread that is not here
+            return False
         with self._lock:
             if timer.action is None:
                 return False

@@ -190,7 +190,7 @@ class WorkerPool(Executor):
         """
         self._check_open()
         future: Future[T] = Future()
-        ready = self.poller_thread.when(socket, events, timeout=timeout)
+        ready: Future[SocketEvent] = Future()
 
         def has_come(ready: Future[SocketEvent]) -> None:
             if ready.cancelled():
@@ -207,6 +207,7 @@ class WorkerPool(Executor):
 
         ready.add_done_callback(has_come)
         future.add_done_callback(is_done)
+        self.poller_thread.settle_when(ready, socket, events, timeout)
         return future
 
     def monitor(
@@ -308,7 +309,9 @@ class WorkerPool(Executor):
                 return self._put_urgently(Task(future, lambda: fn(socket, events, *args)))
             if future.set_running_or_notify_cancel():
                 chain(self._executor.submit(fn, socket, events, *args), future)
-        except BaseException as error:  # noqa: BLE001 # shut down meanwhile, or an executor that takes nothing
+        except BaseException as error:  # shut down meanwhile, or an executor that takes nothing
+            if not isinstance(error, Exception) and not self.poller_thread.is_current():
+                raise  # a Ctrl-C in :meth:`when` itself: nobody has the future, but perhaps a worker
             if future.running():
                 future.set_exception(error)
             else:

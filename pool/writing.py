@@ -132,13 +132,13 @@ class WritingHalf(StreamHalf):
             if self._queue.promise(rest):
                 self._torn = False
                 return finished(size)
-            held = Held(rest, size)
+            held = Held(rest, size, self._done)
             if limit == 0:
                 raise _late(0, held)
             self._hold_alone(held, limit)
         except (OSError, RuntimeError) as error:
             self._torn = False
-            held = held or Held(rest, size)
+            held = held or Held(rest, size, self._done)
             self._inbox.append((partial(self._give_up_alone, held, error), None))  # before anybody else comes in
             return failed(with_facts(error, sent=held.sent, unsent=len(held.view)))
         return held.future
@@ -147,12 +147,11 @@ class WritingHalf(StreamHalf):
         self._queue.hold(held)
         self._torn = False
         if limit:
-            held.timer = self._loop.call_later(limit, self._expire, weakref.ref(held), limit)
-        held.future.add_done_callback(partial(self._done, weakref.ref(held)))
+            held.timer = self._loop.start_timer(limit, partial(self._expire, weakref.ref(held), limit))
 
     def _write_by_another(self, buffer: Buffer, size: int, limit: float | None) -> Future[int]:
         """The same, by the poller thread."""
-        held = Held(octets(buffer), size)
+        held = Held(octets(buffer), size, self._done)
 
         def step(after: Afterwards) -> None:
             error = self._refusal_alone()
@@ -271,7 +270,7 @@ class WritingHalf(StreamHalf):
     # Waiting for what was written.
 
     def _wait(self, kind: Kind, limit: float | None) -> Future[None]:
-        waiter = Waiter(kind)
+        waiter = Waiter(kind, self._waiter_done)
 
         def step(after: Afterwards) -> None:
             error = self._obstacle_alone()
@@ -283,7 +282,6 @@ class WritingHalf(StreamHalf):
             self._limit_alone(waiter, limit, after)
 
         self._do(step, waiter.future)
-        waiter.future.add_done_callback(partial(self._waiter_done, weakref.ref(waiter)))
         return waiter.future
 
     def _limit_alone(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
@@ -294,7 +292,7 @@ class WritingHalf(StreamHalf):
             self._expire_waiter_alone(waiter, limit, after)
             return
         with contextlib.suppress(PollerClosedError):  # then all that waits is just being told
-            waiter.timer = self._loop.call_later(limit, self._expire_waiter, weakref.ref(waiter), limit)
+            waiter.timer = self._loop.start_timer(limit, partial(self._expire_waiter, weakref.ref(waiter), limit))
 
     def _expire_waiter(self, reference: weakref.ref[Waiter], limit: float) -> None:
         waiter = reference()

@@ -15,7 +15,11 @@ from unittest import mock
 import pytest
 
 import bbipc
-from bbipc import PollerClosedError, SocketEvent
+from bbipc import PollerClosedError, Socket, SocketEvent
+from bbipc.polling.make import make_poller
+from pool.dispatch import TIMED_TURNS, Dispatcher
+from pool.interests import Interests
+from pool.parties import Monitor
 from pool.polling_loop import PollingLoop
 from tests.support.loops import Broken, dealt_out, handler_added, on_thread, pair, pairs
 from tests.support.makers import PATIENCE
@@ -283,3 +287,157 @@ def test_a_report_of_slowness_tells_where_to_look(loop: PollingLoop, caplog: pyt
     assert len(messages) == 3
     for name in ("slow at", repr(two).split()[0], "slow_timer"):
         assert any(name in message for message in messages), messages
+
+
+class Clock:
+    """In the place of ``time``: callbacks take as long as they say, and the machine takes none."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def slow(self, *args: object) -> None:
+        """A callback that blocks for 150 ms."""
+        self.now += 0.15
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    made = Clock()
+    with mock.patch("pool.dispatch.time", made):
+        yield made
+
+
+SLOW_ONES: dict[str, tuple[str, Callable[[PollingLoop, Socket, Callable[..., None]], object]]] = {
+    "on_close": ("slow", lambda loop, socket, fn: (loop.monitor(socket, DATA, nothing, on_close=fn), socket.close())),
+    "a wait that timed out": (
+        "when(",
+        lambda loop, socket, fn: on_thread(loop, lambda: loop.when(socket, DATA, timeout=0.001).add_done_callback(fn)),
+    ),
+    "a wait whose socket was closed": (
+        "when(",
+        lambda loop, socket, fn: (loop.when(socket, DATA).add_done_callback(fn), socket.close()),
+    ),
+    "a timer": ("call_later(", lambda loop, socket, fn: loop.call_later(0, fn)),
+    "a callback of a timer's future": (
+        "call_later(",
+        lambda loop, socket, fn: on_thread(loop, lambda: loop.call_later(0, nothing).add_done_callback(fn)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "begin"), SLOW_ONES.values(), ids=SLOW_ONES)
+def test_whatever_blocks_is_reported(
+    loop: PollingLoop,
+    clock: Clock,
+    name: str,
+    begin: Callable[[PollingLoop, Socket, Callable[..., None]], object],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    called = threading.Event()
+
+    def slow(*args: object) -> None:
+        clock.slow()
+        called.set()
+
+    with pair() as (one, _):
+        begin(loop, one, slow)
+        assert called.wait(PATIENCE)
+        dealt_out(loop)
+    (message,) = [record.message for record in caplog.records]
+    assert name in message
+    assert message.endswith("kept the poller thread 'bbipc-poller' from its work for 150 ms")
+
+
+class Turns:
+    """A dispatcher without a thread, and two sockets with a monitor each, of which the second one may be slow."""
+
+    def __init__(self, clock: Clock, sockets: list[Socket]) -> None:
+        self.table = Interests()
+        self.table.poller = make_poller()
+        self.dispatcher = Dispatcher(self.table, "the thread")
+        self.sockets = sockets
+        self.is_slow = True
+        self.clock = clock
+        for socket, callback in zip(sockets, (self.innocent, self.slow), strict=True):
+            self.table.join(socket, Monitor(self.table, socket, DATA.value, callback, None))
+        self.table.refresh()
+
+    def innocent(self, socket: Socket, events: SocketEvent) -> None:
+        """Takes no time."""
+
+    def slow(self, socket: Socket, events: SocketEvent) -> None:
+        if self.is_slow:
+            self.clock.slow()
+
+    def take(self, count: int, *numbers: int) -> None:
+        """*count* turns with events of these sockets."""
+        for _ in range(count):
+            self.dispatcher.serve([(self.sockets[number], DATA) for number in numbers])
+
+
+@pytest.fixture
+def turns(clock: Clock) -> Iterator[Turns]:
+    with pair() as (one, other):
+        made = Turns(clock, [one, other])
+        yield made
+        assert made.table.poller is not None
+        made.table.poller.close()
+
+
+def test_who_was_reported_alone_is_not_reported_again_with_an_innocent_one(
+    turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor when the turns that are timed one by one are over."""
+    turns.take(1, 1)
+    assert "slow" in caplog.messages[0]
+    for _ in range(3):
+        turns.take(5, 0, 1)
+        turns.is_slow = False
+        turns.take(TIMED_TURNS, 0)
+        turns.is_slow = True
+    turns.take(1, 1)
+    assert len(caplog.messages) == 1
+
+
+def test_of_several_it_is_told_that_it_was_one_of_them_and_then_who(
+    turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        turns.take(5, 0, 1)
+        turns.is_slow = False
+        turns.take(TIMED_TURNS, 0)
+        turns.is_slow = True
+    first, second = caplog.messages
+    assert first.startswith("one of [")
+    assert "innocent" in first
+    assert "slow" in first
+    assert "innocent" not in second
+    assert "slow" in second
+
+
+def test_those_who_were_reported_together_are_not_reported_together_again(
+    turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The slow one is slow too seldom to be found out."""
+    for _ in range(3):
+        turns.is_slow = True
+        turns.take(1, 0, 1)
+        turns.is_slow = False
+        turns.take(TIMED_TURNS, 0, 1)
+    assert len(caplog.messages) == 1
+
+
+def test_a_slow_one_is_found_beside_one_that_is_known(turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
+    """The first one becomes slow, in turns with the other, which was reported before."""
+    turns.take(1, 1)
+    innocent = turns.table.parties_of(turns.sockets[0])[0]
+    assert isinstance(innocent, Monitor)
+    turns.table.leave(turns.sockets[0], innocent)
+    turns.table.join(turns.sockets[0], Monitor(turns.table, turns.sockets[0], DATA.value, turns.clock.slow, None))
+    turns.table.refresh()
+    turns.take(3, 0, 1)
+    assert len(caplog.messages) == 2
+    assert "Clock.slow" in caplog.messages[1]

@@ -76,6 +76,8 @@ SIGNATURES = {
     "FutureStream.close": "(self, flush=True, *, timeout=None)",
     "FutureStream.as_file": "(self, timeout=None)",
     "StreamFile.readinto": "(self, buffer, /)",
+    "StreamFile.readall": "(self)",
+    "StreamFile.read": "(self, size=-1, /)",
     "StreamFile.write": "(self, buffer, /)",
     "StreamFile.close": "(self)",
     "StreamFile.fileno": "(self)",

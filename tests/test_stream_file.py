@@ -275,6 +275,75 @@ def test_a_read_that_a_ctrl_c_ended_keeps_its_bytes(pair: tuple[FutureStream, Fu
     assert [file.read(3), file.read(3), file.read(3)] == [b"abc", b"d", b"ef"]
 
 
+# What is gathered above the file.
+
+Gatherer = Callable[[io.BufferedReader], object]
+GATHERERS: dict[str, Gatherer] = {
+    "readline": lambda file: file.readline(),
+    "read": lambda file: file.read(8),
+    "read all": lambda file: file.read(),
+    "readinto": lambda file: file.readinto(bytearray(8)),
+    "pickle": pickle.load,
+}
+
+
+@pytest.mark.parametrize("gather", GATHERERS.values(), ids=GATHERERS)
+def test_behind_a_timeout_a_buffered_reader_gives_no_bytes_with_a_gap(ends: Ends, gather: Gatherer) -> None:
+    """It has dropped what it had gathered; whoever asks again is told, in whatever way, as often as he likes."""
+    stream, peer = ends
+    raw = stream.as_file(0.02)
+    file: io.BufferedReader = io.BufferedReader(raw)
+    peer.sendall(b"\x80\x04\x95one")  # the beginning of a line, of 8 bytes, and of a pickle
+    with pytest.raises(TimeoutError):
+        gather(file)
+    peer.sendall(b" half\n")
+    for again in GATHERERS.values():
+        with pytest.raises(OSError, match="broken a read off"):
+            again(file)
+    with pytest.raises(OSError, match="broken a read off"):
+        raw.readall()
+    assert raw.read(99) == b" half\n"  # the raw file itself has lost nothing
+
+
+def test_a_read_of_the_raw_file_may_be_tried_again_and_loses_nothing(ends: Ends) -> None:
+    stream, peer = ends
+    file = stream.as_file(0.02)
+    for byte in (b"a", b"b"):
+        with pytest.raises(TimeoutError):
+            file.read(4)
+        peer.sendall(byte)
+        file.timeout = PATIENCE
+        assert file.read(4) == byte
+        file.timeout = 0.02
+    buffered = io.BufferedReader(file)  # nothing is missing
+    peer.sendall(b"line\n")
+    assert buffered.readline() == b"line\n"
+
+
+def test_the_end_of_a_stream_is_told_as_often_as_one_asks(ends: Ends, namespace: Namespace) -> None:
+    """A lost peer and a close are no gap."""
+    stream, peer = ends
+    file = io.BufferedReader(stream.as_file(PATIENCE))
+    namespace.reset(stream.stream, peer)
+    for _ in range(2):
+        with pytest.raises(RemoteDisconnectedError):
+            file.readline()
+    stream.close()
+    for _ in range(2):
+        with pytest.raises(SocketClosedError):
+            file.read()
+
+
+def test_a_closed_file_says_so_whatever_was_before(ends: Ends) -> None:
+    stream, _ = ends
+    file = stream.as_file(0)
+    with pytest.raises(TimeoutError):
+        file.readinto(bytearray(1))
+    file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        file.readinto(bytearray(1))
+
+
 @pytest.fixture
 def running(poller_thread: PollerThread) -> None:
     """The thread has been started: the interrupt is not to come in the middle of that."""
@@ -308,6 +377,34 @@ def test_a_real_ctrl_c_in_a_read_loses_no_byte(
         while len(received) < 6:
             received += file.read(9)
         assert received == b"abcdef"
+
+
+@pytest.mark.skipif(WITH_LEAKS_LOCKS, reason="python/cpython#148874: a Ctrl-C leaves locks held")
+@pytest.mark.parametrize("gather", [GATHERERS["readline"], GATHERERS["read"]], ids=["readline", "read"])
+def test_behind_a_ctrl_c_a_buffered_reader_gives_no_bytes_with_a_gap(
+    running: None,
+    ctrl_c: CtrlC,
+    pair: tuple[FutureStream, FutureStream],
+    gather: Gatherer,
+) -> None:
+    ours, theirs = pair
+    raw = theirs.as_file(PATIENCE)
+    file: io.BufferedReader = io.BufferedReader(raw)
+    ours.write(b"first ")
+
+    def interrupt() -> None:
+        while theirs.stream.data_available() or not theirs._reading.waiting:
+            pass
+        ctrl_c.send()
+
+    interrupter = Worker(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gather(file)
+    interrupter.outcome()
+    ours.write(b"half\n")
+    with pytest.raises(OSError, match="broken a read off"):
+        gather(file)
+    assert raw.read(99) == b"half\n"
 
 
 def test_after_a_write_that_a_ctrl_c_left_in_doubt_nothing_is_written(

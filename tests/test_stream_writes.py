@@ -25,7 +25,7 @@ class Writes:
         view = memoryview(data)[already:]
         if self.queue.promise(view):
             return None
-        held = Held(view, len(data))
+        held = Held(view, len(data), lambda held, future: None)
         self.queue.hold(held)
         return held
 

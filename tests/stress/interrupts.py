@@ -1,9 +1,10 @@
-"""Ctrl-C at every place inside the calls of a polling loop, as a program: ``python -m tests.stress.interrupts [NAME]``.
+"""Ctrl-C at every place inside the calls of ``pool``, as a program: ``python -m tests.stress.interrupts [NAME …]``.
 
 CPython looks at signals when a function begins and when a call of a C function returns.  A profiler is told of just
 these moments.  So each call is made again and again, and interrupted at its 1st, 2nd, 3rd … such moment, until it gets
 through.  After each interrupt another thread uses the same loop: nobody may wait for a lock that was left held, the
-poller thread least of all.  And what the table says is what the poller does, so that nothing spins.
+poller thread least of all.  And what the table says is what the poller does, so that nothing spins.  Here are the calls
+of a polling loop; ``interrupted_calls.py`` has those of what is built on it.
 
 ``--alarms SECONDS`` takes a real signal at random times instead.
 
@@ -32,6 +33,7 @@ import bbipc
 from bbipc import SocketEvent
 from pool.parties import Monitor
 from pool.polling_loop import PollingLoop
+from tests.stress.interrupted_calls import CASES, NAMES, AboveCase
 from tests.support.makers import Worker, is_asleep
 
 DATA = SocketEvent.DATA_AVAILABLE
@@ -138,30 +140,20 @@ class Case:
             while not is_asleep(thread):
                 assert time.monotonic() < end, "the thread spins"
 
+    def drop(self) -> None:
+        """The call got through."""
+        with contextlib.suppress(bbipc.PollerClosedError):
+            self.loop.close()
+
     def end(self) -> None:
         """Behind the check."""
         self.one.close()
         self.other.close()
 
 
-NAMES = (
-    "when",
-    "when with a timeout",
-    "when, and it is there",
-    "monitor",
-    "monitor beside another",
-    "cancel",
-    "cancel of one of two",
-    "pause",
-    "resume",
-    "set_events",
-    "call_later",
-    "call_later, and it is due",
-    "close of a socket",
-    "first use",
-    "close",
-    "repr",
-)
+def make(name: str) -> Case | AboveCase:
+    """The case of the call *name*."""
+    return CASES[name](name) if name in CASES else Case(name)
 
 
 def left_out(event: str, frame: FrameType, arg: object) -> bool:
@@ -205,19 +197,19 @@ def steps(name: str) -> Iterator[str | None]:
     step = 0
     while True:
         step += 1
-        case = Case(name)
+        case = make(name)
         place = at_step(step, case.call())
         if place is None:
-            case.loop.close()
+            case.drop()
             case.end()
             return
         yield judge(case, f"step {step}, {place}")
 
 
-def judge(case: Case, where: str) -> str | None:
+def judge(case: Case | AboveCase, where: str) -> str | None:
     """What is wrong behind the interrupt."""
     try:
-        Worker(case.check).outcome(4 * PING)
+        Worker(case.check).outcome(8 * PING)
     except BaseException as error:
         return f"{case.name}: {where}: {type(error).__name__}: {error}"
     finally:
@@ -229,7 +221,7 @@ def alarms(name: str, seconds: float) -> Iterator[str | None]:
     """The call *name* under a real signal at random times."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        case = Case(name)
+        case = make(name)
         call = case.call()
         hit = False
         try:
@@ -243,8 +235,7 @@ def alarms(name: str, seconds: float) -> Iterator[str | None]:
         if hit:
             yield judge(case, "an alarm")
         else:
-            with contextlib.suppress(bbipc.PollerClosedError):
-                case.loop.close()
+            case.drop()
             case.end()
 
 
@@ -257,7 +248,7 @@ def main() -> None:
     """Interrupt all calls, or one, and say what went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alarms", type=float, default=0, metavar="SECONDS")
-    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("names", nargs="*", default=[name for names in NAMES.values() for name in names])
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, ring)
     sys.unraisablehook = nothing  # an interrupt in a finalizer
