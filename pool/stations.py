@@ -29,6 +29,10 @@ from pool.tasks import Errand, Listener
 _NOTHING: Final = EVENTS[0]
 
 
+class PoolShutDown(RuntimeError):
+    """What users are told as a RuntimeError, and whoever has to know the difference by this name."""
+
+
 class Station:
     """What :meth:`WorkerPool.monitor` gives: to cancel, pause or change the monitoring.  Any thread.
 
@@ -252,7 +256,7 @@ class Stations:
 
     def close(self) -> list[Station]:
         """Take out all of them, and close the poller; those whose end is to be told."""
-        error = RuntimeError("the pool was shut down")
+        error = PoolShutDown("the pool was shut down")
         departed = []
         if self._generation == fork.generation:
             with self.lock:

@@ -78,9 +78,13 @@ class Kind(enum.Enum):
 
 
 class Waiter:
-    """Something to be done when ``goal`` bytes were sent."""
+    """Something to be done when ``goal`` bytes were sent.
 
-    __slots__ = ("future", "kind", "goal", "serial", "timer", "__weakref__")
+    Of a close: ``deadline`` on the monotonic clock, ``None``: none; ``leaves``: it does not wait for a linger;
+    ``lingers``: there is one, which closes the stream.
+    """
+
+    __slots__ = ("future", "kind", "goal", "serial", "timer", "deadline", "leaves", "lingers", "__weakref__")
 
     def __init__(self, kind: Kind) -> None:
         self.future: Future[None] = Future()
@@ -88,6 +92,9 @@ class Waiter:
         self.goal = 0
         self.serial = 0
         self.timer: Future[None] | None = None
+        self.deadline: float | None = None
+        self.leaves = False
+        self.lingers = False
 
 
 class WriteQueue:
