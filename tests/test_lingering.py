@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pool.server import ConnectionServer
 from pool.stopping import StopReport
 from pool.stream_reads import UpTo
 from pool.worker_pool import WorkerPool
+from tests.support.alarm import UNSAFE_WITH
 from tests.support.forking import FORKS
 from tests.support.makers import PATIENCE, Namespace, Worker, make_namespace
 from tests.support.serving import ask, at_end, until
@@ -565,23 +568,75 @@ def test_answers_that_are_queued_at_the_clients_end_are_flushed_before_it(namesp
 # Exit and fork.
 
 
-def test_the_interpreter_does_not_wait_for_a_linger() -> None:
-    program = """
-        import bbipc, pool, time, atexit
-        one, other = bbipc.local_stream_pair()
-        lingering, late = pool.FutureStream(one, pool.PollerThread()), None
+EXITS = {
+    "stream": """
+        other, mine = bbipc.local_stream_pair()
         other.write(b"unread")
-        done = lingering.close()
-        assert bbipc.poll_socket(other, bbipc.SocketEvent.REMOTE_DISCONNECTED, 10) and not done.done()
-        began = time.monotonic()
-        atexit.register(lambda: print(time.monotonic() - began < 1.5, flush=True))
+        done = pool.FutureStream(mine, pool.PollerThread()).close()
+    """,
+    "server": """
+        def handler(stream):
+            stream.read(1)
+        server = pool.ConnectionServer(bbipc.make_ipv4_tcp_server(bbipc.IPV4_LOOPBACK, 0), handler)
+        server.start()
+        other = bbipc.connect_to_ipv4_tcp_server(bbipc.IPV4_LOOPBACK, server.servers[0].port)
+        assert bbipc.poll_socket(other, bbipc.SocketEvent.DETERMINED, 10)
+        other.write(b"unread")
+    """,
+    "closed at the exit": """
+        other, mine = bbipc.local_stream_pair()
+        stream = pool.FutureStream(mine, pool.PollerThread())
+        assert stream.write(b"x").done() and other.read()
+        late = lambda: stream.close().result(0)
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", EXITS)
+def test_the_interpreter_does_not_wait_for_a_linger(kind: str) -> None:
+    """What is printed: whether it lingers when the exit begins; and the exit is quick."""
+    begin = """
+        import atexit, time
+        late = int
+        atexit.register(lambda: late())  # behind what pool does at the exit
+        import bbipc, pool
+        from pool import lingering
     """
-    # Registered behind pool's own, so it is called first; the whole is timed from here.
-    began = time.monotonic()
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    wait = "assert bbipc.poll_socket(other, bbipc.SocketEvent.REMOTE_DISCONNECTED, 10)"
+    if kind == "closed at the exit":
+        wait = "other.write(b'unread')"
+    report = "print(len(lingering._all), time.time(), flush=True)"
+    program = "\n".join([textwrap.dedent(begin), textwrap.dedent(EXITS[kind]), wait, report])
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-    assert time.monotonic() - began < 3
+    ended = time.time()
+    assert (done.returncode, done.stderr) == (0, "")
+    lingers, began = done.stdout.split()
+    assert int(lingers) == (kind != "closed at the exit")
+    assert ended - float(began) < 1.5
+
+
+@UNSAFE_WITH
+def test_a_ctrl_c_while_somebody_waits_for_it_changes_nothing(scene: Scene) -> None:
+    done = scene.linger()
+    with interrupted_after(0.1), pytest.raises(KeyboardInterrupt):
+        done.result(PATIENCE)
+    assert not done.done()
+    scene.peer.sendall(b"still read")
+    scene.peer.close()
+    assert done.result(PATIENCE) is None
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """A Ctrl-C then."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @FORKS[0]
