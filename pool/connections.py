@@ -30,7 +30,7 @@ from bbipc.events import SocketEvent
 from bbipc.sockets.stream import StreamSocket
 from pool.lingering import close_now, linger_of
 from pool.polling_loop import PollingLoop
-from pool.stations import PoolShutDown
+from pool.stations import SHUT_DOWN
 from pool.table import Table
 
 #: what is called with a connection
@@ -114,7 +114,7 @@ class Connection:
 
     def ended(self, error: Exception) -> None:
         """The hook of its monitor: the stream, or the pool, was closed, or its executor has failed."""
-        if not (self._over or isinstance(error, SocketClosedError | PoolShutDown)):
+        if not (self._over or isinstance(error, SocketClosedError) or SHUT_DOWN in error.args):
             self.home.refused(error, self.stream)
         self.end()
 

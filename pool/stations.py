@@ -27,10 +27,8 @@ from pool.parties import CloseHook
 from pool.tasks import Errand, Listener
 
 _NOTHING: Final = EVENTS[0]
-
-
-class PoolShutDown(RuntimeError):
-    """What users are told as a RuntimeError, and whoever has to know the difference by this name."""
+#: of the RuntimeError that an ``on_close`` is told at the end of a pool
+SHUT_DOWN: Final = "the pool was shut down"
 
 
 class Station:
@@ -256,7 +254,7 @@ class Stations:
 
     def close(self) -> list[Station]:
         """Take out all of them, and close the poller; those whose end is to be told."""
-        error = PoolShutDown("the pool was shut down")
+        error = RuntimeError(SHUT_DOWN)
         departed = []
         if self._generation == fork.generation:
             with self.lock:

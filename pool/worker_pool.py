@@ -28,7 +28,7 @@ from pool.interests import Callback
 from pool.leader import Leadership
 from pool.parties import CloseHook
 from pool.poller_thread import PollerThread
-from pool.stations import PoolShutDown, Station, Stations
+from pool.stations import SHUT_DOWN, Station, Stations
 from pool.tasks import Errand, Task
 
 P = ParamSpec("P")
@@ -266,7 +266,7 @@ class WorkerPool(Executor):
         with self._lock:
             borrowed = list(self._borrowed)
         for monitor in borrowed:
-            monitor.end(PoolShutDown("the pool was shut down"))
+            monitor.end(RuntimeError(SHUT_DOWN))
         if cancel_futures:
             self._crew.cancel_all()
         with self._lock:
