@@ -3,6 +3,10 @@
 Law of this file: the poller thread waits, the executor calls.  While a call is on its way or running, the socket is
 paused in the kernel; when its future is done the monitor goes on.  So there is never more than one call for a socket,
 and a slow executor is never flooded.
+
+A call that raises is told to the log, and the monitor goes on.  A call that has failed and never began ends it: the
+next one would fail in the same way, and at once, as nobody has read what it is for.  Such are the calls of an executor
+that is broken, and all calls of one whose workers are other processes, as a socket cannot be pickled.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import contextlib
 import logging
 import threading
 from concurrent.futures import Executor, Future
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -53,6 +57,7 @@ class BorrowedMonitor:
         self._busy = False  # these three are guarded by the lock, which is taken before the loop's
         self._paused = False
         self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned
+        self._begun = False  # the call that is on its way; the executor's, and then whoever's who settles its future
         self._cancelled = False
         self._failures = 0
         self._generation = fork.generation
@@ -119,29 +124,45 @@ class BorrowedMonitor:
             if self._busy or self._paused:
                 return
             self._busy = True
+            self._begun = False
             self._monitor.pause()
         try:
-            future = self._executor.submit(self._call, socket, events)
-        except BaseException as error:  # an executor that takes nothing any more would be asked again and again
+            future = self._executor.submit(self._make_call, socket, events)
+        except BaseException as error:  # noqa: BLE001 # whatever it is: it is told, and the poller thread goes on
             with self._lock:
                 self._busy = False
-            self.end(error if isinstance(error, Exception) else RuntimeError(f"{self._executor!r} takes nothing"))
-            raise
-        future.add_done_callback(self._called)
+            self._report(error)
+            self._break(error)
+        else:
+            future.add_done_callback(self._called)
+
+    def _make_call(self, socket: Socket, events: SocketEvent) -> object:
+        """On a worker of the executor."""
+        self._begun = True
+        return self._call(socket, events)
 
     def _called(self, future: Future[object]) -> None:
         """In whatever thread settles the executor's futures."""
         error = None if future.cancelled() else future.exception()
         if error is not None:
-            self._failures += 1
-            reports.failure(logger, self._failures, self._call, repr(self._executor), error)
+            self._report(error)
         with self._lock:
             self._busy = False
             farewell = self._farewell
-        if farewell is None:
-            self._go_on()
-        else:
+        if farewell is not None:
             self._say_farewell(farewell)
+        elif error is not None and not self._begun:
+            self._break(error)
+        else:
+            self._go_on()
+
+    def _report(self, error: BaseException) -> None:
+        self._failures += 1
+        reports.failure(logger, self._failures, self._call, repr(self._executor), error)
+
+    def _break(self, error: BaseException) -> None:
+        """The executor takes nothing, or not this: it would be asked again and again."""
+        self.end(error if isinstance(error, Exception) else RuntimeError(f"{self._executor!r} takes nothing"))
 
     def _go_on(self) -> None:
         try:
@@ -169,6 +190,11 @@ class BorrowedMonitor:
     def _say_farewell(self, error: Exception) -> None:
         if self._on_close is not None and not self._cancelled:
             self._on_close(error)
+
+    def __reduce__(self) -> NoReturn:
+        """Whoever pickles the call of a monitor for another process is told what cannot go there: its socket."""
+        self.socket.__reduce__()
+        raise TypeError("a monitor can be neither copied nor pickled")
 
     def __repr__(self) -> str:
         return f"<BorrowedMonitor {'busy' if self._busy else 'idle'} of {self.socket!r}>"

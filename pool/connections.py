@@ -12,6 +12,9 @@ and giving it back (append) are atomic, on the free-threaded build too, and cost
 3. If he does not, a call is running.  It gives the token back after he has failed to take it, so it sees ``_over``
    afterwards, and ends the connection in his place (step 2).
 
+Where the client has sent what nobody has read, the connection is not closed yet when it is buried: it lingers, see
+``lingering.py``, and is in the table until it is closed.  No worker waits for that.
+
 What a call costs: of the 3 us that a worker takes for a small request, 0.06 are spent here.
 """
 
@@ -22,8 +25,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, Protocol
 
+from bbipc.errors import SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.stream import StreamSocket
+from pool.lingering import close_now, linger_of
+from pool.polling_loop import PollingLoop
+from pool.stations import SHUT_DOWN
 from pool.table import Table
 
 #: what is called with a connection
@@ -36,17 +43,32 @@ _END: Final = SocketEvent.REMOTE_DISCONNECTED
 class Home(Protocol):
     """Whoever has connections."""
 
+    @property
+    def loop(self) -> PollingLoop | None:
+        """Where they linger."""
+        ...
+
     def left(self, connection: Connection, /) -> None:
         """It has ended, and its stream is closed."""
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:
         """Its handler has raised *error*."""
 
+    def refused(self, error: BaseException, stream: StreamSocket, /) -> None:
+        """It ends, as whoever was to call the handler could not: *error*."""
+
+
+class Watch(Protocol):
+    """Whoever calls the connection, as far as it is seen here: the monitor of a pool."""
+
+    def cancel(self) -> None:
+        """Call no more."""
+
 
 class Connection:
     """One connection whose handler is called whenever there is something to read."""
 
-    __slots__ = ("stream", "home", "_handler", "_token", "_over")
+    __slots__ = ("stream", "home", "_handler", "_token", "_over", "_watch", "_buried")
 
     def __init__(self, home: Home, stream: StreamSocket, handler: Handler) -> None:
         self.stream = stream
@@ -54,6 +76,14 @@ class Connection:
         self._handler = handler
         self._token = [None]
         self._over = False
+        self._watch: Watch | None = None
+        self._buried = False
+
+    def watched(self, watch: Watch) -> None:
+        """*watch* calls it, perhaps since a moment ago."""
+        self._watch = watch
+        if self._buried:  # looked at behind it, see _bury()
+            self._unwatch()
 
     def call(self, stream: StreamSocket, events: SocketEvent) -> None:
         """A worker's call: let the handler deal with what has come."""
@@ -82,17 +112,45 @@ class Connection:
         self._bury()
         return True
 
-    def ended(self, _error: Exception) -> None:
-        """The hook of its monitor: the stream, or the pool, was closed."""
+    def ended(self, error: Exception) -> None:
+        """The hook of its monitor: the stream, or the pool, was closed, or its executor has failed."""
+        if not (self._over or isinstance(error, SocketClosedError) or SHUT_DOWN in error.args):
+            self.home.refused(error, self.stream)
         self.end()
 
     def cut(self) -> None:
-        """Close its stream, whatever is running.  Any thread."""
-        self.stream.close()
+        """Close its stream, whatever is running, and whether it lingers.  Any thread."""
+        close_now(self.stream)
 
     def _bury(self) -> None:
-        self.stream.close()
+        self._buried = True
+        lingers = False
+        try:
+            lingers = self._linger()
+        finally:
+            if not lingers:
+                close_now(self.stream)
+                self._leave()
+
+    def _linger(self) -> bool:
+        linger = linger_of(self.stream, self.home.loop)
+        if linger is None:
+            return False
+        self._unwatch()
+        linger.then(self._leave)
+        if linger.take():
+            linger.begin()
+        return True
+
+    def _leave(self) -> None:
+        """It is closed."""
+        self._watch = None
         self.home.left(self)
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
 
 
 class Session(Connection):
@@ -113,8 +171,11 @@ class Session(Connection):
         self._bury()
 
     def waited(self, future: Future[None]) -> None:
-        """A callback of the wait for its first bytes."""
-        if future.cancelled() or future.exception() is not None:
+        """A callback of the wait for its first bytes, and of the call."""
+        error = None if future.cancelled() else future.exception()
+        if not (error is None or self._over or isinstance(error, SocketClosedError)):
+            self.home.refused(error, self.stream)
+        if error is not None or future.cancelled():
             self.end()
 
 
@@ -125,17 +186,27 @@ class Connections(Table[Connection]):
     """The table of one server.
 
     *on_leave*: called, with no lock held, whenever a connection has left.  *on_failure*: when a handler has raised.
+    *on_refusal*: when it could not be called.
     """
 
     def __init__(
-        self, on_leave: Callable[[], object], on_failure: Callable[[BaseException, StreamSocket], object]
+        self,
+        on_leave: Callable[[], object],
+        on_failure: Callable[[BaseException, StreamSocket], object],
+        on_refusal: Callable[[BaseException, StreamSocket], object],
     ) -> None:
         super().__init__(on_leave)
+        self.loop: PollingLoop | None = None
         self._on_failure = on_failure
+        self._on_refusal = on_refusal
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:
         """Its handler has raised *error*."""
         self._on_failure(error, stream)
+
+    def refused(self, error: BaseException, stream: StreamSocket) -> None:
+        """Its handler could not be called."""
+        self._on_refusal(error, stream)
 
     def calling(self) -> Connection | None:
         """The connection in whose call the calling thread is.

@@ -23,6 +23,7 @@ from bbipc.errors import SocketClosedError
 from bbipc.polling.deadline import checked_timeout
 from bbipc.sockets import fork
 from bbipc.sockets.stream import StreamSocket
+from pool.closing import Closing
 from pool.futures import finished
 from pool.polling_loop import PollingLoop
 from pool.reading import ReadingHalf
@@ -61,12 +62,12 @@ class FutureStream:
         self.stream: Final = stream
         self._poller_thread = poller_thread
         self._reading = ReadingHalf(stream, poller_thread)
-        self._writing = WritingHalf(stream, poller_thread, write_limit, self._reading.end)
+        self._writing = WritingHalf(stream, poller_thread, write_limit, Closing(stream, poller_thread, self._reading))
         self._generation = fork.generation
 
     @property
     def closed(self) -> bool:
-        """Whether the stream is closed; while a ``close`` still sends what is queued, it is not."""
+        """Whether the stream is closed; while a ``close`` still sends what is queued, or lingers, it is not."""
         return self.stream.closed
 
     @property
@@ -151,10 +152,14 @@ class FutureStream:
     def close(self, flush: bool = True, *, timeout: float | None = None) -> Future[None]:
         """Send what was written before, then close; ``flush=False``: close now.
 
-        From the call on every write fails with SocketClosedError; reads are served until it is closed, and then fail
+        From the call on every write fails with SocketClosedError; reads are served until all is sent, and then fail
         with it.  It is closed whatever happens, and the future tells of bytes that were written and not sent
         (``unsent``): with WriteTimeoutError after *timeout* seconds, with RemoteDisconnectedError if the peer was gone
         first.  It cannot be cancelled.  Idempotent.
+
+        A close with bytes unread is a reset, which may cost the peer what it was sent.  So where there are some, it
+        *lingers* when all is sent: the peer is told the end, and what it sends is dropped, until it ends, too; for 2 s,
+        8 MiB and the rest of *timeout* at most.  With ``flush=False`` it does not.
 
         :raises ValueError: a negative or NaN timeout
         :raises TypeError: a timeout that is not a number
@@ -185,11 +190,19 @@ class FutureStream:
     ) -> None:
         """Close: at once after an exception, otherwise when what was written is sent, after 5 s at most.
 
-        What that comes to is raised; on the poller thread, which must not wait, it is not waited for.
+        What that comes to is raised; on the poller thread, which must not wait, it is not waited for.  Nor is a linger:
+        see :meth:`close`.
         """
-        done = self.close(flush=error is None, timeout=EXIT_TIMEOUT)
+        self._leave(error is None, EXIT_TIMEOUT)
+
+    def _leave(self, flush: bool, timeout: float | None) -> None:
+        """Not for users: close, and wait until all is sent.  The linger goes on without us."""
+        if self._generation != fork.generation:
+            return self.stream.close()
+        done = self._writing.close(flush, timeout, leaves=True)
         if done.done() or not self._poller_thread.is_current():
             done.result()
+        return None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")

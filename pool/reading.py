@@ -7,6 +7,7 @@ are served in the order of their calls by the poller thread, 64 KiB a turn, so t
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Final
@@ -34,6 +35,7 @@ class ReadingHalf(StreamHalf):
     def __init__(self, stream: StreamSocket, loop: PollingLoop) -> None:
         super().__init__(stream, loop, _EVENTS)
         self._queue = ReadQueue()
+        self._left = False  # what comes is somebody else's to read, though the stream is not closed yet
 
     @property
     def waiting(self) -> int:
@@ -56,6 +58,22 @@ class ReadingHalf(StreamHalf):
 
         self._do(step)
 
+    def leave(self, then: Callable[[], object]) -> None:
+        """The stream is about to be closed: no read is served any more.  Behind that *then* is called, on the poller
+        thread, or where there is none any more.
+        """
+
+        def step(after: Afterwards) -> None:
+            self._left = True
+            monitor, self._monitor, self._armed = self._monitor, None, False
+            if monitor is not None:
+                after.add(monitor.cancel)
+            self._queue.buffer.clear()
+            self._queue.fail(SocketClosedError(self._stream), after)
+            after.add(then)
+
+        self._hand_in(step)
+
     def _ask_alone(self, request: Request, limit: float | None) -> Future[bytes]:
         if not self._queue:
             try:
@@ -76,7 +94,7 @@ class ReadingHalf(StreamHalf):
     def _at_once_alone(self, request: Request) -> bytes | None:
         """The answer to *request*, if it is there."""
         buffer = self._queue.buffer
-        if self._stream.closed:
+        if self._stream.closed or self._left:
             raise SocketClosedError(self._stream)
         budget = AT_ONCE
         while not request.ready(buffer, False):
@@ -112,6 +130,8 @@ class ReadingHalf(StreamHalf):
 
     def _enqueue_alone(self, request: Request, future: Future[bytes], limit: float | None) -> None:
         """*request* waits behind the others; if that cannot be, nothing of it is left."""
+        if self._left:
+            raise SocketClosedError(self._stream)
         request.future = future
         try:
             self._queue.add(request)

@@ -52,8 +52,8 @@ class ServerStats:
     """What a server is doing at one moment, and what it has done so far.
 
     ``connections`` (now), ``accepted`` (so far), ``shed`` (turned away for want of descriptors), ``refused`` (closed
-    at once, because the workers took nothing any more; not counted as accepted), ``handler_errors``, ``disconnected``
-    (handlers that were ended by their connection's loss), ``paused`` (whether nobody is accepted just now).
+    without a call, because the workers took nothing any more), ``handler_errors``, ``disconnected`` (handlers that
+    were ended by their connection's loss), ``paused`` (whether nobody is accepted just now).
     """
 
     connections: int
@@ -78,10 +78,13 @@ class ConnectionServer:
 
     The stream is closed by the server: when the handler has returned (``"connection"``), when it has returned from the
     call for the peer's end (``"readiness"``), and whenever it raises.  A handler may also close it.  Where it was
-    passed on to another process, that lets go of this process's hold and leaves the connection alone.
+    passed on to another process, that lets go of this process's hold and leaves the connection alone.  Where the client
+    has sent what nobody has read, it is told the end first, and read for 2 s and 8 MiB at most, so that it gets the
+    answer and not a reset; no worker waits for that, and it counts as a connection meanwhile.
 
     What a handler raises is logged, with its traceback, once a second at most, and goes to ``on_error(error, stream)``,
-    on the same worker, before the stream is closed.  Not so the loss of this very connection (RemoteDisconnectedError,
+    on the same worker, before the stream is closed.  So does the error for which *workers* cannot call it at all (an
+    executor that was shut down), on any thread.  Not so the loss of this very connection (RemoteDisconnectedError,
     SocketClosedError of its stream): that is logged as DEBUG.
 
     *workers*: where handlers run; left alone when the server stops.  ``None``: a pool of the server's own.  Where
@@ -120,7 +123,8 @@ class ConnectionServer:
         self._first = SocketEvent.DETERMINED if speaks_first else _READ
         self._on_error = on_error
         self._errors = Seldom()
-        self._connections = Connections(self._on_leave, self._failed)
+        self._warnings = Seldom()
+        self._connections = Connections(self._on_leave, self._failed, self._refused)
         self._stopping = Stopping(self._connections, self._close_doors, self._finish)
         self._lock = threading.RLock()  # guards what follows
         self._stopped = False
@@ -128,6 +132,7 @@ class ConnectionServer:
         self._loop: PollingLoop | None = None
         self._handler_errors = 0
         self._disconnected = 0
+        self._refusals = 0
         self._hook_errors = 0
         self._generation = fork.generation
 
@@ -144,7 +149,7 @@ class ConnectionServer:
                 raise RuntimeError("the server was stopped; make another")
             if self._accepting is not None:
                 return
-            self._loop = self.workers.poller_thread
+            self._loop = self._connections.loop = self.workers.poller_thread
             self._accepting = Accepting(
                 self.servers,
                 self._loop,
@@ -175,9 +180,9 @@ class ConnectionServer:
     def stop(self, timeout: float | None = 10.0) -> StopReport:
         """Accept nobody any more, let the calls that are running return, and close all connections.
 
-        Idle connections are closed at once.  Calls have *timeout* seconds to return (``None``: as long as they like),
-        half a second more when their streams have been closed, and then are left behind: see :class:`StopReport`.  It
-        returns a few seconds after that at the latest.
+        Idle connections are closed at once.  Calls, and clients that are still read (see above), have *timeout* seconds
+        to end (``None``: as long as they like), half a second more when their streams have been closed, and then are
+        left behind: see :class:`StopReport`.  It returns a few seconds after that at the latest.
 
         Idempotent, and from several threads at once: all wait for the same end, and are given the same report; an
         earlier deadline counts for all.  A handler may call it, and is not waited for.  On the poller thread, which the
@@ -215,7 +220,7 @@ class ConnectionServer:
             connections=len(self._connections),
             accepted=0 if accepting is None else accepting.accepted,
             shed=0 if accepting is None else accepting.shed,
-            refused=0 if accepting is None else accepting.refused,
+            refused=self._refusals + (0 if accepting is None else accepting.refused),
             handler_errors=self._handler_errors,
             disconnected=self._disconnected,
             paused=accepting is not None and accepting.paused,
@@ -227,10 +232,11 @@ class ConnectionServer:
         connection = Connection(self._connections, stream, self._handler)
         self._let_in(connection)
         try:
-            self.workers.monitor(stream, _READ, cast(Callback, connection.call), on_close=connection.ended)
+            watch = self.workers.monitor(stream, _READ, cast(Callback, connection.call), on_close=connection.ended)
         except (OSError, RuntimeError):
             connection.end()
             raise
+        connection.watched(watch)
 
     def _take_session(self, stream: StreamSocket) -> None:
         session = Session(self._connections, stream, self._handler)
@@ -253,13 +259,34 @@ class ConnectionServer:
             self._accepting.left()
 
     def _failed(self, error: BaseException, stream: StreamSocket) -> None:
-        """A handler has raised.  Nothing that goes wrong here may reach the connection's own work."""
+        """A handler has raised."""
+        self._guard(self._tell, error, stream)
+
+    def _refused(self, error: BaseException, stream: StreamSocket) -> None:
+        """The handler could not be called: the workers take nothing any more, or cannot take this."""
+        if not (self._stopped or lifecycle.exiting() or isinstance(error, PollerClosedError)):
+            self._guard(self._tell_refusal, error, stream)
+
+    def _guard(
+        self, tell: Callable[[BaseException, StreamSocket], object], error: BaseException, stream: StreamSocket
+    ) -> None:
+        """Nothing that goes wrong in here may reach the connection's own work."""
         try:
-            self._tell(error, stream)
+            tell(error, stream)
         except BaseException as problem:  # noqa: BLE001 # a hook's own error, or the log's
             with self._lock:
                 self._hook_errors += 1
             reports.failure(logger, self._hook_errors, self._on_error or logger, "a worker", problem)
+
+    def _tell_refusal(self, error: BaseException, stream: StreamSocket) -> None:
+        with self._lock:
+            self._refusals += 1
+        left_out = self._warnings.ask()
+        if left_out is not None:
+            text = "%r was refused, as the workers take no call: %r (%d warnings left out before this)"
+            logger.warning(text, stream, error, left_out)
+        if self._on_error is not None:
+            self._on_error(error, stream)
 
     def _tell(self, error: BaseException, stream: StreamSocket) -> None:
         if isinstance(error, RemoteDisconnectedError | SocketClosedError) and error.socket is stream:

@@ -30,6 +30,8 @@ from pool.parties import CloseHook
 from pool.tasks import Errand, Listener
 
 _NOTHING: Final = EVENTS[0]
+#: of the RuntimeError that an ``on_close`` is told at the end of a pool
+SHUT_DOWN: Final = "the pool was shut down"
 
 
 class Station:
@@ -279,7 +281,7 @@ class Stations:
 
     def close(self) -> list[Station]:
         """Take out all of them, and close the poller; those whose end is to be told."""
-        error = RuntimeError("the pool was shut down")
+        error = RuntimeError(SHUT_DOWN)
         departed = []
         if self._generation == fork.generation:
             with self.lock:

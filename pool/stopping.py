@@ -6,7 +6,8 @@ all who ask are told the same.
 
 1. The doors are closed; who calls is refused.
 2. Connections with no call running are closed.
-3. Calls that are running may return, until the deadline.  Each connection is closed when its call has returned.
+3. Calls that are running may return, until the deadline.  Each connection is closed when its call has returned; one
+   that lingers then (``lingering.py``) has until the deadline, too.
 4. The streams of the others are closed.  Their handlers get SocketClosedError, and have GRACE seconds to return.
 5. Who has not returned then is abandoned: he holds a worker, and nobody waits for him.
 
@@ -38,7 +39,7 @@ class StopReport:
     """What became of the connections that a server had when it was stopped; each is counted once.
 
     ``drained``: they were idle, or their calls returned in time.  ``forced``: closed in the middle of their call, which
-    then returned.  ``abandoned``: closed, but their handler did not return in spite of that.
+    then returned, or while they lingered.  ``abandoned``: closed, but their handler did not return in spite of that.
     """
 
     drained: int = 0

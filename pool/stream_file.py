@@ -159,9 +159,7 @@ class StreamFile(io.RawIOBase):
             super().close()
         finally:
             if not getattr(self, "_finalizing", False):  # what CPython notes on a file that is being dropped
-                done = self._stream.close(timeout=CLOSE_TIMEOUT if self.timeout is None else self.timeout)
-                if done.done() or not self._loop.is_current():
-                    done.result()
+                self._stream._leave(True, CLOSE_TIMEOUT if self.timeout is None else self.timeout)
 
     def _may_break_off(self) -> None:
         """A read begins for somebody who drops what he has gathered if it raises.  ``_broken_off`` is set until it has

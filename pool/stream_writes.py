@@ -84,9 +84,13 @@ class Kind(enum.Enum):
 
 
 class Waiter:
-    """Something to be done when ``goal`` bytes were sent; *on_done*: as of :class:`Held`."""
+    """Something to be done when ``goal`` bytes were sent; *on_done*: as of :class:`Held`.
 
-    __slots__ = ("future", "kind", "goal", "serial", "timer", "__weakref__")
+    Of a close: ``deadline`` on the monotonic clock, ``None``: none; ``leaves``: it does not wait for a linger;
+    ``lingers``: there is one, which closes the stream.
+    """
+
+    __slots__ = ("future", "kind", "goal", "serial", "timer", "deadline", "leaves", "lingers", "__weakref__")
 
     def __init__(self, kind: Kind, on_done: Callable[[Ref[Waiter], Future[None]], object] | None = None) -> None:
         self.future: Future[None] = Future()
@@ -96,6 +100,9 @@ class Waiter:
         self.goal = 0
         self.serial = 0
         self.timer: Timer | None = None
+        self.deadline: float | None = None
+        self.leaves = False
+        self.lingers = False
 
 
 class WriteQueue:

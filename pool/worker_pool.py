@@ -28,7 +28,7 @@ from pool.interests import Callback
 from pool.leader import Leadership
 from pool.parties import CloseHook
 from pool.poller_thread import PollerThread
-from pool.stations import Station, Stations
+from pool.stations import SHUT_DOWN, Station, Stations
 from pool.tasks import Errand, Task
 
 P = ParamSpec("P")
@@ -180,8 +180,8 @@ class WorkerPool(Executor):
         """Call ``fn(socket, events, *args)`` on a worker when some of *events* are true; the future of what it gives.
 
         No thread waits meanwhile.  The future fails as that of :meth:`PollerThread.when` does when they do not come
-        (*timeout* in seconds); ``cancel`` takes it back until *fn* begins.  What has become ready is called for even
-        where the queue is full.
+        (*timeout* in seconds); ``cancel`` takes it back until *fn* begins, or with an *executor* until it has the call.
+        What has become ready is called for even where the queue is full.
 
         :raises ValueError: no events, events that this socket does not have, a negative or NaN timeout
         :raises TypeError: not a Socket, a SocketEvent, a number
@@ -223,8 +223,8 @@ class WorkerPool(Executor):
         Until the monitor is cancelled or the socket closed; never twice at once for one socket, and again and again
         while they are true.  Idle sockets hold no thread.  *fn* may block: it holds its worker then, and nobody else
         waits for it, as long as there are workers left.  What it raises is logged.  *on_close*: called once, with
-        SocketClosedError on a worker when the socket was closed, with RuntimeError when the pool was shut down; not
-        after a cancel.  A pool monitors a socket once.
+        SocketClosedError on a worker when the socket was closed, with RuntimeError when the pool was shut down, with an
+        *executor*'s own error when that cannot make the call; not after a cancel.  A pool monitors a socket once.
 
         :raises ValueError: it is monitored already, or does not have one of *events*
         :raises TypeError: not a Socket, or not a SocketEvent
@@ -254,8 +254,8 @@ class WorkerPool(Executor):
         """Take nothing new, end all monitors, and let the threads end when the queue is empty.  Idempotent.
 
         *wait*: for them, but not for the calling one, and for *timeout* seconds at most (``None``: for as long as it
-        takes).  *cancel_futures*: cancel what is queued.  ``stats().threads`` tells how many are left.  Any thread, a
-        worker of the pool included.
+        takes).  *cancel_futures*: cancel what is queued.  ``stats().threads`` tells how many are left.  What an
+        *executor* was given is neither waited for nor cancelled.  Any thread, a worker of the pool included.
 
         :raises ValueError: a negative or NaN timeout
         """
@@ -269,7 +269,7 @@ class WorkerPool(Executor):
         with self._lock:
             borrowed = list(self._borrowed)
         for monitor in borrowed:
-            monitor.end(RuntimeError("the pool was shut down"))
+            monitor.end(RuntimeError(SHUT_DOWN))
         if cancel_futures:
             self._crew.cancel_all()
         with self._lock:

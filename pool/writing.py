@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
@@ -27,9 +26,11 @@ from bbipc.errors import (
     WriteTimeoutError,
 )
 from bbipc.events import SocketEvent
+from bbipc.polling.deadline import deadline_after
 from bbipc.sockets.buffers import octets
 from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
+from pool.closing import Closing
 from pool.futures import fail, failed, finished, settle
 from pool.polling_loop import PollingLoop
 from pool.stream_half import StreamHalf
@@ -38,14 +39,12 @@ from pool.told import again, with_facts
 
 
 class WritingHalf(StreamHalf):
-    """The direction towards the peer.  *on_close*: told when the stream was closed here."""
+    """The direction towards the peer.  *closing*: how the stream is closed, when there is nothing more to send."""
 
-    def __init__(
-        self, stream: StreamSocket, loop: PollingLoop, write_limit: int, on_close: Callable[[Exception], object]
-    ) -> None:
+    def __init__(self, stream: StreamSocket, loop: PollingLoop, write_limit: int, closing: Closing) -> None:
         super().__init__(stream, loop, SocketEvent.ROOM_TO_WRITE)
         self._queue = WriteQueue(write_limit)
-        self._on_close = on_close
+        self._end = closing
         self._shut = False  # our sending is shut down, or is just about to be
         self._closing = False
         self._broken: Exception | None = None
@@ -72,10 +71,11 @@ class WritingHalf(StreamHalf):
         limit = self._limit(timeout)
         return self._wait(Kind.SHUTDOWN, limit)
 
-    def close(self, flush: bool, timeout: float | None) -> Future[None]:
-        """The future of the close."""
+    def close(self, flush: bool, timeout: float | None, *, leaves: bool = False) -> Future[None]:
+        """The future of the close.  *leaves*: it is done when all was sent, and the stream lingers."""
         limit = self._limit(timeout)
         waiter = Waiter(Kind.CLOSE)
+        waiter.deadline, waiter.leaves = deadline_after(limit), leaves
         waiter.future.set_running_or_notify_cancel()  # a close cannot be taken back
         if flush:
             self._do(lambda after: self._close_alone(waiter, limit, after), waiter.future)
@@ -226,7 +226,7 @@ class WritingHalf(StreamHalf):
                 self._shut = True
                 after.add(self._shut_down, waiter.future)
             else:
-                self._finish_alone(waiter, None, after)
+                self._finish_alone(waiter, None, after, gently=True)
         if not self._queue.pending:
             self._pause_alone()
 
@@ -344,22 +344,20 @@ class WritingHalf(StreamHalf):
         error: Exception | None = self._tear() if self._torn else None
         if self._lost:
             error = self._broken
-        self._finish_alone(waiter, error and with_facts(error, sent=0, unsent=self._lost), after)
+        told = error and with_facts(error, sent=0, unsent=self._lost)
+        self._finish_alone(waiter, told, after, gently=error is None)
 
     def _abandon_alone(self, waiter: Waiter, after: Afterwards) -> None:
         self._closing = True
         self._break_alone(SocketClosedError(self._stream), after)
         self._finish_alone(waiter, None, after)
 
-    def _finish_alone(self, waiter: Waiter, error: Exception | None, after: Afterwards) -> None:
+    def _finish_alone(
+        self, waiter: Waiter, error: Exception | None, after: Afterwards, *, gently: bool = False
+    ) -> None:
         """Close now, and tell what came of it."""
         self._closing, self._lost = True, 0
-        after.add(self._stream.close)
-        after.add(self._on_close, SocketClosedError(self._stream))
-        if error is None:
-            after.add(waiter.future.set_result, None)
-        else:
-            after.add(waiter.future.set_exception, error)
+        self._end.finish(waiter, error, after, gently=gently)
 
 
 def _late(limit: float, held: Held) -> WriteTimeoutError:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -232,6 +232,88 @@ def test_a_call_that_raises(
     assert len([record for record in caplog.records if "failed" in record.message]) == 2
 
 
+@pytest.mark.parametrize("error", [TypeError("cannot be pickled"), BrokenExecutor("gone"), SystemExit("no")])
+def test_a_call_that_fails_and_never_began_ends_the_monitor(
+    scene: Scene, by_hand: ByHand, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be made, and fail, again and again: nobody has read what it is for."""
+    monitor = scene.monitor()
+    scene.peer.write(b"x")
+    by_hand.make_a_call()
+    scene.peer.write(b"x")
+    future, _ = by_hand.take()
+    future.set_exception(error)
+    assert not monitor.active
+    scene.settle()
+    assert (len(scene.calls), by_hand.waiting) == (1, [])
+    if isinstance(error, Exception):
+        assert scene.closes == [error]
+    else:
+        assert [type(told) for told in scene.closes] == [RuntimeError]
+    assert len([record for record in caplog.records if "failed" in record.message]) == 1
+
+
+def test_a_call_that_never_began_and_whose_socket_was_closed_is_told_as_a_close(scene: Scene, by_hand: ByHand) -> None:
+    scene.monitor()
+    scene.peer.write(b"x")
+    future, _ = by_hand.take()
+    scene.ours.close()
+    scene.settle()
+    assert scene.closes == []
+    future.set_exception(BrokenExecutor("gone"))
+    assert [type(told) for told in scene.closes] == [SocketClosedError]
+
+
+def test_a_call_that_never_began_is_not_told_to_who_has_cancelled(scene: Scene, by_hand: ByHand) -> None:
+    monitor = scene.monitor()
+    scene.peer.write(b"x")
+    future, _ = by_hand.take()
+    monitor.cancel()
+    future.set_exception(BrokenExecutor("gone"))
+    scene.settle()
+    assert scene.closes == []
+
+
+@pytest.mark.filterwarnings(r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning")
+def test_a_monitor_with_a_process_pool_fails_by_name_and_once(
+    lasting_helpers: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found: 1,600 failures in half a second, and the monitor went on."""
+    import multiprocessing
+
+    submitted: list[object] = []
+
+    class Counting(ProcessPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            submitted.append(fn)
+            return super().submit(fn, *args, **kwargs)
+
+    with Counting(1, mp_context=multiprocessing.get_context("fork")) as processes:
+        assert processes.submit(int).result(PATIENCE) == 0
+        scene = Scene(processes)
+        monitor = scene.monitor()
+        scene.peer.write(b"x")
+        until(lambda: bool(scene.closes))
+        assert not monitor.active
+        scene.settle()
+        scene.peer.write(b"x")
+        scene.settle()
+        assert len(submitted) == 2
+        (error,) = scene.closes
+        assert isinstance(error, TypeError)
+        assert "LocalStream cannot be pickled" in str(error)
+        assert len([record for record in caplog.records if "failed" in record.message]) == 1
+        scene.close()
+
+
+def test_a_monitor_cannot_be_copied(scene: Scene) -> None:
+    import copy
+
+    monitor = scene.monitor()
+    with pytest.raises(TypeError, match="LocalStream cannot be pickled"):
+        copy.copy(monitor)
+
+
 @pytest.mark.parametrize("refusal", [RuntimeError("shut down"), ValueError("no"), SystemExit("no")])
 def test_an_executor_that_refuses_is_not_asked_again(
     scene: Scene, by_hand: ByHand, refusal: BaseException, caplog: pytest.LogCaptureFixture
@@ -256,6 +338,26 @@ def test_a_refusal_goes_to_the_future_that_waited(scene: Scene, by_hand: ByHand,
         future.result(PATIENCE)
     with pytest.raises(type(refusal), match=str(refusal)):
         scene.pool.submit(int)
+
+
+def test_what_was_handed_over_is_the_executors_to_cancel(scene: Scene, by_hand: ByHand) -> None:
+    """As docs/futures-and-workers.md says of ``executor=``."""
+    early = scene.pool.when(scene.ours, READ, lambda socket, events: 7)
+    assert early.cancel()
+    future = scene.pool.when(scene.ours, READ, lambda socket, events: 8)
+    other = scene.pool.when(scene.ours, READ, lambda socket, events: 9)
+    scene.peer.write(b"x")
+    handed, _ = by_hand.take()
+    assert not future.cancel()
+    scene.pool.shutdown(wait=True, cancel_futures=True)
+    assert not future.done()
+    assert handed.cancel()
+    handed.set_running_or_notify_cancel()
+    with pytest.raises(CancelledError):
+        future.result(PATIENCE)
+    by_hand.make_a_call()
+    assert other.result(PATIENCE) == 9
+    assert not by_hand.waiting
 
 
 def test_cancelled(scene: Scene, by_hand: ByHand) -> None:

@@ -66,15 +66,15 @@ POOL_LAYERS: list[set[str]] = [
     # what knows nothing of the rest
     {"afterwards", "futures", "interests", "lifecycle", "lookout", "message_limits", "reports", "requests", "seldom"},
     {"table", "timers", "told", "unverified"},
-    {"connections", "message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
+    {"message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
     {"dispatch", "duty", "stations"},
     {"crew"},
     # who waits
     {"dialogue", "station_calls"},
     {"leader", "polling_loop"},
     # what waits for one socket
-    {"accepting", "borrowed", "later", "socket_queue"},
-    {"accept_queue", "stream_half"},
+    {"accepting", "borrowed", "later", "lingering", "socket_queue"},
+    {"accept_queue", "closing", "connections", "stream_half"},
     {"reading", "writing"},
     {"stream_file"},
     # what users hold

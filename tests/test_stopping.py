@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,7 +13,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +24,8 @@ import pytest
 import bbipc
 from bbipc import SocketClosedError, SocketEvent, StreamSocket
 from pool.connections import Connection, Connections
+from pool.poller_thread import PollerThread
+from pool.seldom import Seldom
 from pool.server import ConnectionServer
 from pool.stopping import GRACE, Stopping, StopReport
 from pool.worker_pool import WorkerPool
@@ -363,11 +367,15 @@ def test_a_call_that_returns_while_its_end_is_asked_for_ends_it() -> None:
     blocking = Blocking()
 
     class Home:
+        loop = None
+
         def left(self, connection: Connection) -> None:
             gone.append(connection)
 
         def failed(self, error: BaseException, stream: StreamSocket) -> None:
             raise AssertionError(error)
+
+        refused = failed
 
     one, other = bbipc.local_stream_pair()
     with one, other:
@@ -399,7 +407,7 @@ class Gates(list[threading.Lock]):
 
 
 def test_who_waits_for_an_end_that_is_just_coming_is_told() -> None:
-    stopping = Stopping(Connections(int, print), int, int)
+    stopping = Stopping(Connections(int, print, print), int, int)
     stopping._gates = Gates(stopping)
     assert stopping.wait_for_end(PATIENCE)
 
@@ -533,18 +541,76 @@ def test_who_comes_to_a_pool_that_was_shut_down_is_refused(ipv4: Namespace, per:
     assert served.stats().connections == 0
 
 
-def test_a_broken_executor_takes_nobody(ipv4: Namespace, per: Per) -> None:
-    executor = ThreadPoolExecutor(1)
+@pytest.fixture(scope="module")
+def lasting_helpers() -> None:
+    """What multiprocessing starts once and keeps, before anything is counted."""
+    resource_tracker.ensure_running()
+
+
+@pytest.mark.usefixtures("lasting_helpers")
+@pytest.mark.parametrize("kind", ["of threads, shut down", "of processes"])
+@pytest.mark.filterwarnings(r"ignore:.*use of fork\(\) may lead to deadlocks:DeprecationWarning")
+def test_a_broken_executor_takes_nobody(ipv4: Namespace, per: Per, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does one of other processes, to which no stream can go.  Found: all clients were dropped, and nobody told."""
+    told: list[tuple[BaseException, bool]] = []
     server = ipv4.make_server()
-    with WorkerPool(executor=executor) as workers:
-        with ConnectionServer(server, answer, per=per, workers=workers) as served:
+    with contextlib.ExitStack() as stack:
+        executor: Executor = ThreadPoolExecutor(1)
+        if kind == "of processes":
+            executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        stack.enter_context(executor)
+        assert executor.submit(int).result(PATIENCE) == 0
+        workers = stack.enter_context(WorkerPool(executor=executor))
+        served = ConnectionServer(
+            server, answer, per=per, workers=workers, on_error=lambda error, stream: told.append((error, stream.closed))
+        )
+        served._warnings = Seldom(60.0)
+        stack.enter_context(served)
+        if kind != "of processes":
             executor.shutdown()
+        for count in range(1, 6):
             with ipv4.connect_plainly(server) as peer:
                 peer.sendall(b"x")
-                if per == "connection":
-                    assert at_end(peer)
-                    until(lambda: served.stats().connections == 0)
+                assert at_end(peer)
+            until(lambda count=count: served.stats().refused == count)  # type: ignore[misc]
+        until(lambda: served.stats().connections == 0)
+    assert len([record for record in caplog.records if "was refused" in record.message]) == 1
+    expected = TypeError if kind == "of processes" else RuntimeError
+    assert [(type(error), closed) for error, closed in told] == [(expected, False)] * 5
+    assert (served.stats().accepted, served.stats().handler_errors, served.stats().disconnected) == (5, 0, 0)
+
+
+def test_a_server_that_is_stopped_refuses_in_silence(ipv4: Namespace, per: Per) -> None:
+    """Whoever is cut off by its end, and by that of the workers, was served or is closed by it."""
+    told: list[object] = []
+    server = ipv4.make_server()
+    executor = ThreadPoolExecutor(1)
+    with WorkerPool(executor=executor) as workers:
+        served = ConnectionServer(server, answer, per=per, workers=workers, on_error=lambda *args: told.append(args))
+        served.start()
+        with ipv4.connect_plainly(server) as peer:
+            until(lambda: served.stats().connections == 1)
             served.stop()
+            assert at_end(peer)
+        executor.shutdown()
+    assert (told, served.stats().refused) == ([], 0)
+
+
+def test_a_pool_that_is_shut_down_ends_idle_connections_in_silence(ipv4: Namespace) -> None:
+    """They were taken, and their client has asked for nothing."""
+    told: list[object] = []
+    server = ipv4.make_server()
+    with PollerThread() as poller_thread:
+        workers = WorkerPool(2, poller_thread=poller_thread)
+        served = ConnectionServer(
+            server, answer, per="readiness", workers=workers, on_error=lambda *args: told.append(args)
+        )
+        with served, ipv4.connect_plainly(server) as peer:
+            assert ask(peer) == b"hello"
+            workers.shutdown()
+            assert at_end(peer)
+            until(lambda: served.stats().connections == 0)
+    assert (told, served.stats().refused) == ([], 0)
 
 
 def in_child(check: Callable[[], bool]) -> bool:

@@ -297,6 +297,8 @@ def test_half_closed_peers_get_their_answers(short_dir: Path, per: Per, name: st
 class Ledger:
     """The home of connections: how often each has left, and who was in its handler meanwhile."""
 
+    loop = None
+
     def __init__(self) -> None:
         self.left_count: Counter[Connection] = Counter()
         self.busy: set[Connection] = set()
@@ -308,6 +310,8 @@ class Ledger:
 
     def failed(self, error: BaseException, stream: StreamSocket) -> None:
         raise AssertionError(error)
+
+    refused = failed
 
 
 @pytest.mark.parametrize("kind", [Connection, Session])
