@@ -114,9 +114,13 @@ class Connection:
 
     def ended(self, error: Exception) -> None:
         """The hook of its monitor: the stream, or the pool, was closed, or its executor has failed."""
+        self._note_refusal(error)
+        self.end()
+
+    def _note_refusal(self, error: BaseException) -> None:
+        """It ends without a call, by *error*.  Its own close is no refusal, nor is the end of its pool."""
         if not (self._over or isinstance(error, SocketClosedError) or SHUT_DOWN in error.args):
             self.home.refused(error, self.stream)
-        self.end()
 
     def cut(self) -> None:
         """Close its stream, whatever is running, and whether it lingers.  Any thread."""
@@ -173,8 +177,8 @@ class Session(Connection):
     def waited(self, future: Future[None]) -> None:
         """A callback of the wait for its first bytes, and of the call."""
         error = None if future.cancelled() else future.exception()
-        if not (error is None or self._over or isinstance(error, SocketClosedError)):
-            self.home.refused(error, self.stream)
+        if error is not None:
+            self._note_refusal(error)
         if error is not None or future.cancelled():
             self.end()
 

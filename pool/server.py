@@ -204,8 +204,8 @@ class ConnectionServer:
         if on_poller_thread:
             return self._stopping.report
         report = self._stopping.wait()
-        if self._owns_workers and caller is None:
-            self.workers.shutdown(timeout=GRACE)
+        if caller is None:
+            self._let_go(GRACE)
         return report
 
     @property
@@ -319,8 +319,14 @@ class ConnectionServer:
 
     def _finish(self) -> None:
         """The end of the end, on its thread."""
+        self._let_go(None)
+
+    def _let_go(self, timeout: float | None) -> None:
+        """Of what is the server's own; *timeout*: how long to wait for that, ``None``: not at all."""
         if self._owns_workers:
-            self.workers.shutdown(wait=False)
+            self.workers.shutdown(wait=timeout is not None, timeout=timeout)
+            if self._loop is not None:
+                self._loop.close(0 if timeout is None else timeout)  # a handler that never returns must not keep it
 
     def _check_process(self) -> None:
         if self._generation != fork.generation:
