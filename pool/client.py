@@ -23,7 +23,7 @@ from bbipc.polling.deadline import checked_timeout
 from bbipc.sockets import fork
 from bbipc.sockets.endpoint import Address, AddressLike, parse_address
 from pool.calls import Reply, Unsent, Value, outgoing, value_of
-from pool.connecting import Connections, Lender, Terms
+from pool.connecting import ClientConnections, Lender, Terms
 from pool.conversation import Conversation
 from pool.poller_thread import PollerThread
 
@@ -101,7 +101,7 @@ class MessageClient:
         self._max_in_flight = max_in_flight
         self._lender = Lender(poller_thread)
         terms = Terms(max_message_size, accept_unsigned, reconnect, max_in_flight, checked_timeout(spin) or 0.0)
-        self._connections = Connections(self._address, terms, self._lender, self)
+        self._connections = ClientConnections(self._address, terms, self._lender, self)
         self._generation = fork.generation
 
     @property
@@ -261,7 +261,7 @@ class MessageClient:
         self.close()
 
     def __del__(self) -> None:
-        connections: Connections | None = getattr(self, "_connections", None)
+        connections: ClientConnections | None = getattr(self, "_connections", None)
         if connections is None or connections.closed or self._generation != fork.generation:
             return
         if connections.standing:

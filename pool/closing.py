@@ -23,7 +23,7 @@ from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
 from pool.lingering import close_now, linger_of
 from pool.polling_loop import PollingLoop
-from pool.stream_writes import Waiter
+from pool.stream_writes import SendWaiter
 
 
 class Reads(Protocol):
@@ -46,7 +46,7 @@ class Closing:
         self._loop = loop
         self._reads = reads
 
-    def finish(self, waiter: Waiter, error: Exception | None, after: Afterwards, *, gently: bool) -> None:
+    def finish(self, waiter: SendWaiter, error: Exception | None, after: Afterwards, *, gently: bool) -> None:
         """Close, *gently*: without a loss for the peer, and tell what came of it."""
         if gently:
             after.add(self._linger, waiter)
@@ -54,7 +54,7 @@ class Closing:
         after.add(self._tell, waiter)
         after.add(self._settle, waiter, error)
 
-    def _linger(self, waiter: Waiter) -> None:
+    def _linger(self, waiter: SendWaiter) -> None:
         left = time_left(waiter.deadline)
         linger = linger_of(self._stream, self._loop) if left else None
         if linger is None:
@@ -67,15 +67,15 @@ class Closing:
             self._reads.leave(linger.begin)
         waiter.lingers = True
 
-    def _shut(self, waiter: Waiter) -> None:
+    def _shut(self, waiter: SendWaiter) -> None:
         if not waiter.lingers:
             close_now(self._stream)
 
-    def _tell(self, waiter: Waiter) -> None:
+    def _tell(self, waiter: SendWaiter) -> None:
         if not waiter.lingers:
             self._reads.end(SocketClosedError(self._stream))
 
-    def _settle(self, waiter: Waiter, error: Exception | None) -> None:
+    def _settle(self, waiter: SendWaiter, error: Exception | None) -> None:
         if error is not None:
             waiter.future.set_exception(error)
         elif waiter.leaves or not waiter.lingers:

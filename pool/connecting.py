@@ -1,4 +1,4 @@
-"""Connections: how a client comes to a connection, and to the next one.
+"""Connecting: how a client comes to a connection, and to the next one.
 
 Law of this file: it connects and learns what kind of peer it is; what happens on a connection is ``conversation.py``'s.
 Any thread.  One thread at a time connects, the others wait for what comes of it.
@@ -63,7 +63,7 @@ class Terms:
     spin: float
 
 
-class Connections:
+class ClientConnections:
     """The connections of one client, *owner*, to *address*; *lender*: whence its poller thread.
 
     ``current``: the one that is shared, if there is one; ``telling``: the one for what wants no reply, where that is

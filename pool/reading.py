@@ -19,7 +19,7 @@ from pool.afterwards import Afterwards
 from pool.futures import fail, failed, finished
 from pool.polling_loop import PollingLoop
 from pool.stream_half import StreamHalf
-from pool.stream_reads import ReadQueue, Request
+from pool.stream_reads import ReadQueue, ReadRequest
 
 #: bytes taken from the kernel for one stream before the poller thread turns to the next
 TURN: Final = 64 * 1024
@@ -42,7 +42,7 @@ class ReadingHalf(StreamHalf):
         """How many reads wait."""
         return len(self._queue)
 
-    def ask(self, request: Request, timeout: float | None) -> Future[bytes]:
+    def ask(self, request: ReadRequest, timeout: float | None) -> Future[bytes]:
         """The future of *request*."""
         limit = self._limit(timeout)
         return self._try(self._ask_alone, request, limit) or self._ask_by_another(request, limit)
@@ -74,7 +74,7 @@ class ReadingHalf(StreamHalf):
 
         self._hand_in(step)
 
-    def _ask_alone(self, request: Request, limit: float | None) -> Future[bytes]:
+    def _ask_alone(self, request: ReadRequest, limit: float | None) -> Future[bytes]:
         if not self._queue:
             try:
                 data = self._at_once_alone(request)
@@ -91,7 +91,7 @@ class ReadingHalf(StreamHalf):
             return failed(error)
         return future
 
-    def _at_once_alone(self, request: Request) -> bytes | None:
+    def _at_once_alone(self, request: ReadRequest) -> bytes | None:
         """The answer to *request*, if it is there."""
         buffer = self._queue.buffer
         if self._stream.closed or self._left:
@@ -128,7 +128,7 @@ class ReadingHalf(StreamHalf):
             self._torn = False
         return data
 
-    def _enqueue_alone(self, request: Request, future: Future[bytes], limit: float | None) -> None:
+    def _enqueue_alone(self, request: ReadRequest, future: Future[bytes], limit: float | None) -> None:
         """*request* waits behind the others; if that cannot be, nothing of it is left."""
         if self._left:
             raise SocketClosedError(self._stream)
@@ -164,7 +164,7 @@ class ReadingHalf(StreamHalf):
         except OSError as error:
             self._queue.fail(error, after)
 
-    def _done(self, reference: weakref.ref[Request], future: Future[bytes]) -> None:
+    def _done(self, reference: weakref.ref[ReadRequest], future: Future[bytes]) -> None:
         """A callback of the future: if it was cancelled, take the request back and let its waiters know."""
         request = reference()
         if request is None or not future.cancelled():
@@ -180,7 +180,7 @@ class ReadingHalf(StreamHalf):
 
         self._do(step)
 
-    def _expire(self, reference: weakref.ref[Request], limit: float) -> None:
+    def _expire(self, reference: weakref.ref[ReadRequest], limit: float) -> None:
         """Its time is up."""
         request = reference()
 
@@ -192,7 +192,7 @@ class ReadingHalf(StreamHalf):
 
         self._do(step)
 
-    def _ask_by_another(self, request: Request, limit: float | None) -> Future[bytes]:
+    def _ask_by_another(self, request: ReadRequest, limit: float | None) -> Future[bytes]:
         """The same, by whoever is at work."""
         future: Future[bytes] = Future()
 

@@ -27,7 +27,7 @@ from pool.timers import Timer
 from pool.told import again
 
 
-class Request(ABC):
+class ReadRequest(ABC):
     """One read.
 
     ``future``: made when it has to wait.  ``timer``: what ends it at its time.
@@ -60,7 +60,7 @@ class Request(ABC):
         return False
 
 
-class UpTo(Request):
+class UpTo(ReadRequest):
     """Whatever there is, at most so many bytes."""
 
     __slots__ = ("_max_bytes",)
@@ -88,7 +88,7 @@ class UpTo(Request):
         return True
 
 
-class Exactly(Request):
+class Exactly(ReadRequest):
     """So many bytes, no fewer."""
 
     __slots__ = ("_count",)
@@ -118,7 +118,7 @@ class Exactly(Request):
         return len(data) == self._count
 
 
-class Until(Request):
+class Until(ReadRequest):
     """All up to a separator and with it, at most so many bytes."""
 
     __slots__ = ("_separator", "_max_bytes", "_searched", "_end")
@@ -162,17 +162,17 @@ class ReadQueue:
 
     def __init__(self) -> None:
         self.buffer = bytearray()
-        self._requests: OrderedDict[Request, None] = OrderedDict()
+        self._requests: OrderedDict[ReadRequest, None] = OrderedDict()
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._requests)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReadRequest) -> None:
         """*request*, which has a future, waits behind all others."""
         self._requests[request] = None
 
-    def drop(self, request: Request) -> bool:
+    def drop(self, request: ReadRequest) -> bool:
         """Take *request* out; False: somebody else has, and settles it."""
         if request not in self._requests:
             return False
@@ -215,7 +215,7 @@ class ReadQueue:
                     assert head.future is not None
                     after.add(head.future.set_exception, again(error))
 
-    def _take_head(self, head: Request, after: Afterwards) -> bool:
+    def _take_head(self, head: ReadRequest, after: Afterwards) -> bool:
         """*head* is out of the queue, and claimed; False: it was cancelled."""
         del self._requests[head]
         if head.timer is not None:
@@ -223,7 +223,7 @@ class ReadQueue:
         assert head.future is not None
         return head.future.set_running_or_notify_cancel()
 
-    def _answer(self, head: Request, after: Afterwards) -> None:
+    def _answer(self, head: ReadRequest, after: Afterwards) -> None:
         assert head.future is not None
         try:
             data = head.take(self.buffer)

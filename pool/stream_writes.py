@@ -83,7 +83,7 @@ class Kind(enum.Enum):
     CLOSE = "close"
 
 
-class Waiter:
+class SendWaiter:
     """Something to be done when ``goal`` bytes were sent; *on_done*: as of :class:`Held`.
 
     Of a close: ``deadline`` on the monotonic clock, ``None``: none; ``leaves``: it does not wait for a linger;
@@ -92,7 +92,7 @@ class Waiter:
 
     __slots__ = ("future", "kind", "goal", "serial", "timer", "deadline", "leaves", "lingers", "__weakref__")
 
-    def __init__(self, kind: Kind, on_done: Callable[[Ref[Waiter], Future[None]], object] | None = None) -> None:
+    def __init__(self, kind: Kind, on_done: Callable[[Ref[SendWaiter], Future[None]], object] | None = None) -> None:
         self.future: Future[None] = Future()
         if on_done is not None:
             self.future.add_done_callback(partial(on_done, Ref(self)))
@@ -115,7 +115,7 @@ class WriteQueue:
         self._promised = bytearray()
         self._held: OrderedDict[Held, None] = OrderedDict()
         self._held_bytes = 0
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._waiters: OrderedDict[SendWaiter, None] = OrderedDict()
         self._sent = 0
         self._serial = 0
 
@@ -149,7 +149,7 @@ class WriteQueue:
         self._held[held] = None
         self._held_bytes += len(held.view)
 
-    def wait(self, waiter: Waiter) -> None:
+    def wait(self, waiter: SendWaiter) -> None:
         """*waiter* waits until all that is pending now was sent."""
         self._serial = waiter.serial = self._serial + 1
         waiter.goal = self._sent + self.pending
@@ -198,10 +198,10 @@ class WriteQueue:
         self._remove(held, after)
         return True
 
-    def __contains__(self, item: Held | Waiter) -> bool:
+    def __contains__(self, item: Held | SendWaiter) -> bool:
         return item in (self._held if isinstance(item, Held) else self._waiters)
 
-    def drop(self, waiter: Waiter, after: Afterwards) -> bool:
+    def drop(self, waiter: SendWaiter, after: Afterwards) -> bool:
         """Take out *waiter*; False: somebody else has, and settles it."""
         if waiter not in self._waiters:
             return False
@@ -210,7 +210,7 @@ class WriteQueue:
             after.add(waiter.timer.cancel)
         return True
 
-    def reached(self, after: Afterwards) -> list[Waiter]:
+    def reached(self, after: Afterwards) -> list[SendWaiter]:
         """Take out the waiters whose time has come."""
         found = []
         while self._waiters:
@@ -221,7 +221,7 @@ class WriteQueue:
             found.append(waiter)
         return found
 
-    def fail(self, error: Exception, after: Afterwards) -> list[Waiter]:
+    def fail(self, error: Exception, after: Afterwards) -> list[SendWaiter]:
         """Nothing more can be sent: every held write fails with *error*; all waiters, for the caller to deal with."""
         self._promised.clear()
         self._held_bytes = 0

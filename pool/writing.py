@@ -34,7 +34,7 @@ from pool.closing import Closing
 from pool.futures import fail, failed, finished, settle
 from pool.polling_loop import PollingLoop
 from pool.stream_half import StreamHalf
-from pool.stream_writes import Held, Kind, Waiter, WriteQueue
+from pool.stream_writes import Held, Kind, SendWaiter, WriteQueue
 from pool.told import again, with_facts
 
 
@@ -74,7 +74,7 @@ class WritingHalf(StreamHalf):
     def close(self, flush: bool, timeout: float | None, *, leaves: bool = False) -> Future[None]:
         """The future of the close.  *leaves*: it is done when all was sent, and the stream lingers."""
         limit = self._limit(timeout)
-        waiter = Waiter(Kind.CLOSE)
+        waiter = SendWaiter(Kind.CLOSE)
         waiter.deadline, waiter.leaves = deadline_after(limit), leaves
         waiter.future.set_running_or_notify_cancel()  # a close cannot be taken back
         if flush:
@@ -270,7 +270,7 @@ class WritingHalf(StreamHalf):
     # Waiting for what was written.
 
     def _wait(self, kind: Kind, limit: float | None) -> Future[None]:
-        waiter = Waiter(kind, self._waiter_done)
+        waiter = SendWaiter(kind, self._waiter_done)
 
         def step(after: Afterwards) -> None:
             error = self._obstacle_alone()
@@ -284,7 +284,7 @@ class WritingHalf(StreamHalf):
         self._do(step, waiter.future)
         return waiter.future
 
-    def _limit_alone(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
+    def _limit_alone(self, waiter: SendWaiter, limit: float | None, after: Afterwards) -> None:
         """*waiter* waits for *limit* seconds at most."""
         if limit is None or waiter not in self._queue:
             return
@@ -294,12 +294,12 @@ class WritingHalf(StreamHalf):
         with contextlib.suppress(PollerClosedError):  # then all that waits is just being told
             waiter.timer = self._loop.start_timer(limit, partial(self._expire_waiter, weakref.ref(waiter), limit))
 
-    def _expire_waiter(self, reference: weakref.ref[Waiter], limit: float) -> None:
+    def _expire_waiter(self, reference: weakref.ref[SendWaiter], limit: float) -> None:
         waiter = reference()
         if waiter is not None:
             self._do(partial(self._expire_waiter_alone, waiter, limit))
 
-    def _expire_waiter_alone(self, waiter: Waiter, limit: float, after: Afterwards) -> None:
+    def _expire_waiter_alone(self, waiter: SendWaiter, limit: float, after: Afterwards) -> None:
         """Its time is up."""
         if not self._queue.drop(waiter, after):
             return
@@ -311,7 +311,7 @@ class WritingHalf(StreamHalf):
         else:
             after.add(fail, waiter.future, error)
 
-    def _waiter_done(self, reference: weakref.ref[Waiter], future: Future[None]) -> None:
+    def _waiter_done(self, reference: weakref.ref[SendWaiter], future: Future[None]) -> None:
         waiter = reference()
         if waiter is None or not future.cancelled():
             return
@@ -333,7 +333,7 @@ class WritingHalf(StreamHalf):
 
     # Closing.
 
-    def _close_alone(self, waiter: Waiter, limit: float | None, after: Afterwards) -> None:
+    def _close_alone(self, waiter: SendWaiter, limit: float | None, after: Afterwards) -> None:
         self._closing = True
         if self._stream.closed and self._queue.pending:  # somebody else has closed it, and we are not told yet
             self._break_alone(SocketClosedError(self._stream), after)
@@ -347,13 +347,13 @@ class WritingHalf(StreamHalf):
         told = error and with_facts(error, sent=0, unsent=self._lost)
         self._finish_alone(waiter, told, after, gently=error is None)
 
-    def _abandon_alone(self, waiter: Waiter, after: Afterwards) -> None:
+    def _abandon_alone(self, waiter: SendWaiter, after: Afterwards) -> None:
         self._closing = True
         self._break_alone(SocketClosedError(self._stream), after)
         self._finish_alone(waiter, None, after)
 
     def _finish_alone(
-        self, waiter: Waiter, error: Exception | None, after: Afterwards, *, gently: bool = False
+        self, waiter: SendWaiter, error: Exception | None, after: Afterwards, *, gently: bool = False
     ) -> None:
         """Close now, and tell what came of it."""
         self._closing, self._lost = True, 0

@@ -9,7 +9,7 @@ import pytest
 
 from bbipc import IncompleteReadError, RemoteDisconnectedError, SeparatorNotFoundError
 from pool.afterwards import Afterwards
-from pool.stream_reads import Exactly, ReadQueue, Request, Until, UpTo
+from pool.stream_reads import Exactly, ReadQueue, ReadRequest, Until, UpTo
 
 
 class Reads:
@@ -18,7 +18,7 @@ class Reads:
     def __init__(self) -> None:
         self.queue = ReadQueue()
 
-    def add(self, request: Request) -> Future[bytes]:
+    def add(self, request: ReadRequest) -> Future[bytes]:
         request.future = Future()
         self.queue.add(request)
         return request.future
@@ -201,7 +201,7 @@ def test_any_requests_over_any_pieces_are_given_the_stream_in_order(seed: int) -
     position = 0
     for _ in range(2000):
         kind = rng.randrange(3)
-        made: Request = (
+        made: ReadRequest = (
             UpTo(rng.randint(1, 9)) if kind == 0 else Exactly(rng.randint(0, 9)) if kind == 1 else Until(b"\n", 8)
         )
         futures.append(reads.add(made))

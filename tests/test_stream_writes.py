@@ -9,7 +9,7 @@ import pytest
 
 from bbipc import RemoteDisconnectedError
 from pool.afterwards import Afterwards
-from pool.stream_writes import CHUNK, Held, Kind, Waiter, WriteQueue
+from pool.stream_writes import CHUNK, Held, Kind, SendWaiter, WriteQueue
 
 
 class Writes:
@@ -29,8 +29,8 @@ class Writes:
         self.queue.hold(held)
         return held
 
-    def wait(self, kind: Kind = Kind.FLUSH) -> Waiter:
-        waiter = Waiter(kind)
+    def wait(self, kind: Kind = Kind.FLUSH) -> SendWaiter:
+        waiter = SendWaiter(kind)
         self.queue.wait(waiter)
         return waiter
 
@@ -246,7 +246,7 @@ def test_any_writes_taken_in_any_pieces_arrive_in_order_and_whole(seed: int) -> 
     rng = random.Random(seed)
     writes = Writes(rng.choice([0, 5, 50]))
     futures: list[tuple[bytes, Future[int] | None]] = []
-    flushes: list[tuple[Waiter, int]] = []
+    flushes: list[tuple[SendWaiter, int]] = []
     helds: list[Held | None] = []
     for number in range(200):
         data = bytes([number % 256]) * rng.randint(1, 30)
