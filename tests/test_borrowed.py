@@ -347,7 +347,7 @@ def test_what_was_handed_over_is_the_executors_to_cancel(scene: Scene, by_hand: 
     future = scene.pool.when(scene.ours, READ, lambda socket, events: 8)
     other = scene.pool.when(scene.ours, READ, lambda socket, events: 9)
     scene.peer.write(b"x")
-    handed, _ = by_hand.take()
+    (handed, _), (kept, call) = by_hand.take(), by_hand.take()
     assert not future.cancel()
     scene.pool.shutdown(wait=True, cancel_futures=True)
     assert not future.done()
@@ -355,7 +355,7 @@ def test_what_was_handed_over_is_the_executors_to_cancel(scene: Scene, by_hand: 
     handed.set_running_or_notify_cancel()
     with pytest.raises(CancelledError):
         future.result(PATIENCE)
-    by_hand.make_a_call()
+    kept.set_result(call())
     assert other.result(PATIENCE) == 9
     assert not by_hand.waiting
 
