@@ -14,41 +14,35 @@
           v
     replies                message_output.py
 
-Law of this file: the face.  Any thread may call anything; ``stop`` and ``serve_forever`` wait, nothing else does.
+Law of this file: what such a server is, and what it is told of its connections.  How it begins and ends stands in
+``server_face.py``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from types import TracebackType
-from typing import Final, Literal, NoReturn, Self
+from typing import Literal
 
 from bbipc.errors import PollerClosedError
 from bbipc.messages.frames import MAX_MESSAGE_SIZE
-from bbipc.polling.deadline import checked_timeout
-from bbipc.sockets import fork
 from bbipc.sockets.local import LocalServer, PeerCredentials
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
-from pool import lifecycle
 from pool.accepting import Accepting
 from pool.message_callers import callers
 from pool.message_limits import COUNTED, Limits, MessageServerStats
 from pool.message_runners import LoopRunner, Runner, WorkerRunner
-from pool.message_service import CloseHook, ErrorHook, Handler, Service, peer_of
-from pool.stopping import GRACE, Stopping, StopReport
+from pool.message_service import Client, CloseHook, ErrorHook, Handler, Service, peer_of
+from pool.server_face import MAX_CONNECTIONS, STOP_TIMEOUT, ServerFace, listening_sockets
+from pool.stopping import StopReport
 from pool.worker_pool import WorkerPool
-
-#: seconds for what is in flight when a server is stopped
-STOP_TIMEOUT: Final = 10.0
 
 logger = logging.getLogger(__name__)
 
 
-class MessageServer:
+class MessageServer(ServerFace[Client]):
     """Calls *handler* for every request that comes in on the connections of *server*: one listening socket, or several.
     It owns them, and closes them when it stops.
 
@@ -107,7 +101,7 @@ class MessageServer:
         on_error: ErrorHook | None = None,
         on_close: CloseHook | None = None,
         max_message_size: int = MAX_MESSAGE_SIZE,
-        max_connections: int | None = 1024,
+        max_connections: int | None = MAX_CONNECTIONS,
         max_in_flight: int = 64,
         max_in_flight_total: int = 1024,
         max_unsent: int | None = None,
@@ -121,7 +115,9 @@ class MessageServer:
         accept_unsigned: bool = False,
         stop_on_close: bool = False,
     ) -> None:
-        self.servers = _servers(server, local=allowed_uids is not None)
+        servers = listening_sockets(server)
+        if allowed_uids is not None:
+            _check_local(servers)
         limits = Limits(
             max_message_size=max_message_size,
             max_connections=max_connections,
@@ -151,58 +147,8 @@ class MessageServer:
             accept_unsigned=accept_unsigned,
             close_hook=on_close,
         )
-        self._stopping = Stopping(self._service.table, self._close_doors, self._finish)
-        self._lock = threading.RLock()  # guards what follows
-        self._stopped = False
-        self._accepting: Accepting | None = None
-        self._runner: Runner | None = None
-        self._generation = fork.generation
-
-    def start(self) -> None:
-        """Begin to accept.  Idempotent; never waits.
-
-        :raises RuntimeError: it was stopped; its pool was shut down; it belongs to the process that forked this one
-        :raises SocketClosedError: one of its listening sockets is closed
-        :raises OSError: the kernel has no room for it
-        """
-        self._check_process()
-        with self._lock:
-            if self._stopped:
-                raise RuntimeError("the server was stopped; make another")
-            if self._accepting is not None:
-                return
-            runner = self._make_runner()
-            accepting = Accepting(
-                self.servers,
-                runner.loop,
-                self._take,
-                inside=self._service.table.__len__,
-                limit=self._limits.max_connections,
-                on_end=self._cannot_go_on,
-                on_full=self._on_full,
-            )
-            self._service.sweep.begin(runner.loop)
-            self._runner, self._accepting = runner, accepting
-            try:
-                accepting.open()
-            except BaseException:
-                self._runner = self._accepting = None
-                if not isinstance(runner, WorkerRunner):
-                    runner.shutdown(None)
-                raise
-        lifecycle.stop_at_exit(self)
-
-    def serve_forever(self, *, stop_timeout: float | None = STOP_TIMEOUT) -> StopReport:
-        """Start, and wait until somebody stops the server; a Ctrl-C stops it, too (*stop_timeout*: see :meth:`stop`).
-
-        :raises RuntimeError, SocketClosedError, OSError: see :meth:`start`
-        """
-        checked_timeout(stop_timeout)
-        try:
-            self._stopping.serve_until_end(self.start)
-        except KeyboardInterrupt:
-            pass
-        return self.stop(stop_timeout)
+        super().__init__(servers, self._service.table)
+        self._runner: Runner | None = None  # guarded by the lock
 
     def stop(self, timeout: float | None = STOP_TIMEOUT) -> StopReport:
         """Accept nobody and read nothing any more, answer what was read, and close all connections.
@@ -219,29 +165,7 @@ class MessageServer:
 
         :raises ValueError: a negative or NaN timeout
         """
-        limit = checked_timeout(timeout)
-        if self._generation != fork.generation:
-            return StopReport()
-        with self._lock:
-            self._stopped = True
-        on_poller_thread = self._runner is not None and self._runner.loop.is_current()
-        only_begin = on_poller_thread or self._stopping.is_current()  # a hook may be called there, too
-        inside = set() if only_begin else callers(self._service)
-        for connection in inside:
-            self._service.table.excuse(connection)
-        self._close_doors()
-        self._stopping.begin(limit, wait=not only_begin)
-        if only_begin:
-            return self._stopping.report
-        report = self._stopping.wait()
-        if not inside:
-            self._let_go(GRACE)
-        return report
-
-    @property
-    def stopping(self) -> bool:
-        """Whether somebody has begun to stop it: for handlers that take long."""
-        return self._stopped
+        return super().stop(timeout)
 
     def stats(self) -> MessageServerStats:
         """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
@@ -259,6 +183,45 @@ class MessageServer:
             refused=0 if accepting is None else accepting.refused,
             **{name: counts[name] for name in COUNTED},
         )
+
+    # See ServerFace.
+
+    def _begin_locked(self) -> None:
+        runner = self._make_runner()
+        accepting = Accepting(
+            self.servers,
+            runner.loop,
+            self._take,
+            inside=self._service.table.__len__,
+            limit=self._limits.max_connections,
+            on_end=self._cannot_go_on,
+            on_full=self._on_full,
+        )
+        self._service.sweep.begin(runner.loop)
+        self._runner, self._loop, self._accepting = runner, runner.loop, accepting
+        try:
+            accepting.open()
+        except BaseException:
+            self._runner = self._loop = self._accepting = None
+            if not isinstance(runner, WorkerRunner):
+                runner.shutdown(None)
+            raise
+
+    def _make_runner(self) -> Runner:
+        workers = self.workers
+        if isinstance(workers, WorkerPool) and workers._executor is None:
+            return WorkerRunner(workers, own=self._owns_workers)
+        return LoopRunner(None if isinstance(workers, str) else workers)
+
+    def _callers(self) -> Collection[Client]:
+        return callers(self._service)
+
+    def _let_go(self, timeout: float | None) -> None:
+        runner = self._runner
+        if runner is not None:
+            runner.shutdown(timeout)
+        elif self._owns_workers and isinstance(self.workers, WorkerPool):
+            self.workers.shutdown(wait=timeout is not None, timeout=timeout)
 
     # The poller thread: a connection has come.
 
@@ -282,10 +245,6 @@ class MessageServer:
 
     # Whichever thread.
 
-    def _on_leave(self) -> None:
-        if self._accepting is not None:
-            self._accepting.left()
-
     def _on_full(self) -> None:
         text = "%d connections, as many as max_connections allows: nobody is accepted until one leaves"
         self._service.met("held_for_connections", logging.WARNING, text, self._limits.max_connections)
@@ -293,84 +252,10 @@ class MessageServer:
     def _on_close(self) -> None:
         """A client has said CLOSE, and was answered."""
         if self._stop_on_close:
-            with self._lock:
-                self._stopped = True
-            self._stopping.begin(STOP_TIMEOUT, wait=False)
-
-    def _cannot_go_on(self, error: Exception) -> None:
-        """The poller thread is closed, behind our back: nobody can be accepted any more, so this is the end."""
-        if not (self._stopped or lifecycle.exiting()):
-            logger.error("%r stops: %s", self, error)
-            with self._lock:
-                self._stopped = True
-            self._stopping.begin(GRACE, wait=False)
-
-    def _make_runner(self) -> Runner:
-        workers = self.workers
-        if isinstance(workers, WorkerPool) and workers._executor is None:
-            return WorkerRunner(workers, own=self._owns_workers)
-        return LoopRunner(None if isinstance(workers, str) else workers)
-
-    def _close_doors(self) -> None:
-        self._service.table.shut()
-        if self._accepting is not None:
-            self._accepting.close()
-        for server in self.servers:
-            server.close()
-
-    def _finish(self) -> None:
-        """The end of the end, on its thread."""
-        self._let_go(None)
-
-    def _let_go(self, timeout: float | None) -> None:
-        runner = self._runner
-        if runner is not None:
-            runner.shutdown(timeout)
-        elif self._owns_workers and isinstance(self.workers, WorkerPool):
-            self.workers.shutdown(wait=timeout is not None, timeout=timeout)
-
-    def _check_process(self) -> None:
-        if self._generation != fork.generation:
-            raise RuntimeError("this server belongs to the process that forked this one; make another")
-
-    # At the exit of the interpreter; see lifecycle.py.
-
-    def stop_soon(self) -> None:
-        """Not for users: the interpreter exits."""
-        if self._generation == fork.generation:
-            self._stopped = True
-            self._close_doors()
-            self._service.table.end_all()
-
-    def wait_until(self, deadline: float) -> None:
-        """Not for users."""
-        if self._generation == fork.generation:
-            self._service.table.wait_for_calls(lambda: deadline)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a MessageServer can be neither copied nor pickled")
-
-    def __repr__(self) -> str:
-        state = "stopped" if self._stopped else "not started" if self._accepting is None else "serving"
-        return f"<MessageServer {state}, {len(self._service.table)} connections, at {self.servers!r}>"
+            self._stop_by_itself(STOP_TIMEOUT)
 
 
-def _servers(server: StreamServer | Sequence[StreamServer], *, local: bool) -> tuple[StreamServer, ...]:
-    servers = (server,) if isinstance(server, StreamServer) else tuple(server)
-    if not servers:
-        raise ValueError("a server needs at least one listening socket")
+def _check_local(servers: tuple[StreamServer, ...]) -> None:
     for each in servers:
-        if not isinstance(each, StreamServer):
-            raise TypeError(f"a StreamServer is required, not {type(each).__name__}")
-        if local and not isinstance(each, LocalServer):
+        if not isinstance(each, LocalServer):
             raise ValueError(f"nobody knows the user at the other end of a connection to {each!r}: no allowed_uids")
-    return servers

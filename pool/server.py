@@ -8,39 +8,33 @@
           v
     handler(stream)        on a worker      the stream is closed by the server, whatever happens
 
-Law of this file: the face.  Any thread may call anything; ``stop`` and ``serve_forever`` wait, nothing else does.  How
-a server ends stands in ``stopping.py``.
+Law of this file: what such a server is, and who is told what of its connections.  How it begins and ends stands in
+``server_face.py``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Literal, NoReturn, Self, cast
+from typing import Final, Literal, cast
 
 from bbipc.errors import PollerClosedError, RemoteDisconnectedError, SocketClosedError
 from bbipc.events import SocketEvent
-from bbipc.polling.deadline import checked_timeout
-from bbipc.sockets import fork
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from pool import lifecycle, reports
 from pool.accepting import Accepting
 from pool.connections import Connection, Connections, Handler, Session
 from pool.interests import Callback
-from pool.polling_loop import PollingLoop
 from pool.seldom import Seldom
-from pool.stopping import GRACE, Stopping, StopReport
+from pool.server_face import MAX_CONNECTIONS, STOP_TIMEOUT, ServerFace, listening_sockets
+from pool.stopping import StopReport
 from pool.worker_pool import WorkerPool
 
 #: what is told of a handler's error
 ErrorHook = Callable[[BaseException, StreamSocket], object]
 
-#: connections of a server at once, unless it is given another number
-MAX_CONNECTIONS: Final = 1024
 #: something to read, or the end: data alone never tells of that
 _READ: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 
@@ -65,7 +59,7 @@ class ServerStats:
     paused: bool
 
 
-class ConnectionServer:
+class ConnectionServer(ServerFace[Connection]):
     """Calls *handler* on a worker for the connections of *server*: one listening socket, or several.
 
     The server owns its listening sockets, and closes them when it stops.
@@ -108,7 +102,7 @@ class ConnectionServer:
         speaks_first: bool = False,
         on_error: ErrorHook | None = None,
     ) -> None:
-        self.servers = _servers(server)
+        servers = listening_sockets(server)
         if per not in ("connection", "readiness"):
             raise ValueError(f'per must be "connection" or "readiness", not {per!r}')
         if speaks_first and per == "readiness":
@@ -125,59 +119,13 @@ class ConnectionServer:
         self._errors = Seldom()
         self._warnings = Seldom()
         self._connections = Connections(self._on_leave, self._failed, self._refused)
-        self._stopping = Stopping(self._connections, self._close_doors, self._finish)
-        self._lock = threading.RLock()  # guards what follows
-        self._stopped = False
-        self._accepting: Accepting | None = None
-        self._loop: PollingLoop | None = None
-        self._handler_errors = 0
+        super().__init__(servers, self._connections)
+        self._handler_errors = 0  # these four are guarded by the lock
         self._disconnected = 0
         self._refusals = 0
         self._hook_errors = 0
-        self._generation = fork.generation
 
-    def start(self) -> None:
-        """Begin to accept.  Idempotent; never waits.
-
-        :raises RuntimeError: it was stopped; its pool was shut down; it belongs to the process that forked this one
-        :raises SocketClosedError: one of its listening sockets is closed
-        :raises OSError: the kernel has no room for it
-        """
-        self._check_process()
-        with self._lock:
-            if self._stopped:
-                raise RuntimeError("the server was stopped; make another")
-            if self._accepting is not None:
-                return
-            self._loop = self._connections.loop = self.workers.poller_thread
-            self._accepting = Accepting(
-                self.servers,
-                self._loop,
-                self._take,
-                inside=self._connections.__len__,
-                limit=self._limit,
-                on_end=self._cannot_go_on,
-            )
-            try:
-                self._accepting.open()
-            except BaseException:
-                self._accepting = None
-                raise
-        lifecycle.stop_at_exit(self)
-
-    def serve_forever(self, *, stop_timeout: float | None = 10.0) -> StopReport:
-        """Start, and wait until somebody stops the server; a Ctrl-C stops it, too (*stop_timeout*: see :meth:`stop`).
-
-        :raises RuntimeError, SocketClosedError, OSError: see :meth:`start`
-        """
-        checked_timeout(stop_timeout)
-        try:
-            self._stopping.serve_until_end(self.start)
-        except KeyboardInterrupt:
-            pass
-        return self.stop(stop_timeout)
-
-    def stop(self, timeout: float | None = 10.0) -> StopReport:
+    def stop(self, timeout: float | None = STOP_TIMEOUT) -> StopReport:
         """Accept nobody any more, let the calls that are running return, and close all connections.
 
         Idle connections are closed at once.  Calls, and clients that are still read (see above), have *timeout* seconds
@@ -190,28 +138,7 @@ class ConnectionServer:
 
         :raises ValueError: a negative or NaN timeout
         """
-        limit = checked_timeout(timeout)
-        if self._generation != fork.generation:
-            return StopReport()
-        with self._lock:
-            self._stopped = True
-        caller = self._connections.calling()
-        if caller is not None:
-            self._connections.excuse(caller)
-        on_poller_thread = self._loop is not None and self._loop.is_current()
-        self._close_doors()
-        self._stopping.begin(limit, wait=not on_poller_thread)
-        if on_poller_thread:
-            return self._stopping.report
-        report = self._stopping.wait()
-        if caller is None:
-            self._let_go(GRACE)
-        return report
-
-    @property
-    def stopping(self) -> bool:
-        """Whether somebody has begun to stop it: for handlers that ask between two requests."""
-        return self._stopped
+        return super().stop(timeout)
 
     def stats(self) -> ServerStats:
         """What it is doing now.  Never waits; the numbers are of moments that lie close together."""
@@ -225,6 +152,34 @@ class ConnectionServer:
             disconnected=self._disconnected,
             paused=accepting is not None and accepting.paused,
         )
+
+    # See ServerFace.
+
+    def _begin_locked(self) -> None:
+        self._loop = self._connections.loop = self.workers.poller_thread
+        self._accepting = Accepting(
+            self.servers,
+            self._loop,
+            self._take,
+            inside=self._connections.__len__,
+            limit=self._limit,
+            on_end=self._cannot_go_on,
+        )
+        try:
+            self._accepting.open()
+        except BaseException:
+            self._accepting = None
+            raise
+
+    def _callers(self) -> list[Connection]:
+        caller = self._connections.calling()
+        return [] if caller is None else [caller]
+
+    def _let_go(self, timeout: float | None) -> None:
+        if self._owns_workers:
+            self.workers.shutdown(wait=timeout is not None, timeout=timeout)
+            if self._loop is not None:
+                self._loop.close(0 if timeout is None else timeout)  # a handler that never returns must not keep it
 
     # The poller thread: a connection has come.
 
@@ -253,10 +208,6 @@ class ConnectionServer:
             raise PollerClosedError("the server is being stopped")
 
     # Whichever thread.
-
-    def _on_leave(self) -> None:
-        if self._accepting is not None:
-            self._accepting.left()
 
     def _failed(self, error: BaseException, stream: StreamSocket) -> None:
         """A handler has raised."""
@@ -301,73 +252,3 @@ class ConnectionServer:
             logger.error("%r failed for %r (%d not logged before)", self._handler, stream, left_out, exc_info=error)
         if self._on_error is not None:
             self._on_error(error, stream)
-
-    def _cannot_go_on(self, error: Exception) -> None:
-        """The poller thread is closed, behind our back: nobody can be accepted any more, so this is the end."""
-        if not (self._stopped or lifecycle.exiting()):
-            logger.error("%r stops: %s", self, error)
-            with self._lock:
-                self._stopped = True
-            self._stopping.begin(GRACE, wait=False)
-
-    def _close_doors(self) -> None:
-        self._connections.shut()
-        if self._accepting is not None:
-            self._accepting.close()
-        for server in self.servers:
-            server.close()
-
-    def _finish(self) -> None:
-        """The end of the end, on its thread."""
-        self._let_go(None)
-
-    def _let_go(self, timeout: float | None) -> None:
-        """Of what is the server's own; *timeout*: how long to wait for that, ``None``: not at all."""
-        if self._owns_workers:
-            self.workers.shutdown(wait=timeout is not None, timeout=timeout)
-            if self._loop is not None:
-                self._loop.close(0 if timeout is None else timeout)  # a handler that never returns must not keep it
-
-    def _check_process(self) -> None:
-        if self._generation != fork.generation:
-            raise RuntimeError("this server belongs to the process that forked this one; make another")
-
-    # At the exit of the interpreter; see lifecycle.py.
-
-    def stop_soon(self) -> None:
-        """Not for users: the interpreter exits."""
-        if self._generation == fork.generation:
-            self._stopped = True
-            self._close_doors()
-            self._connections.end_all()
-
-    def wait_until(self, deadline: float) -> None:
-        """Not for users: the interpreter exits."""
-        if self._generation == fork.generation:
-            self._connections.wait_for_calls(lambda: deadline)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a ConnectionServer can be neither copied nor pickled")
-
-    def __repr__(self) -> str:
-        state = "stopped" if self._stopped else "not started" if self._accepting is None else "serving"
-        return f"<ConnectionServer {state}, {len(self._connections)} connections, at {self.servers!r}>"
-
-
-def _servers(server: StreamServer | Sequence[StreamServer]) -> tuple[StreamServer, ...]:
-    servers = (server,) if isinstance(server, StreamServer) else tuple(server)
-    if not servers:
-        raise ValueError("a server needs at least one listening socket")
-    for each in servers:
-        if not isinstance(each, StreamServer):
-            raise TypeError(f"a StreamServer is required, not {type(each).__name__}")
-    return servers

@@ -74,7 +74,7 @@ POOL_LAYERS: list[set[str]] = [
     {"leader", "polling_loop"},
     # what waits for one socket
     {"accepting", "borrowed", "later", "lingering", "socket_queue"},
-    {"accept_queue", "closing", "connections", "stream_half"},
+    {"accept_queue", "closing", "connections", "server_face", "stream_half"},
     {"reading", "writing"},
     {"stream_file"},
     # what users hold
