@@ -45,6 +45,7 @@ else:  # not for checkers: to them a module with a __getattr__ would have every 
             raise AttributeError(f"module 'pool' has no attribute {name!r}")
         from importlib import import_module  # noqa: PLC0415 # so that the package has no such name
 
+        import_module("bbipc")  # first, and whole: threads that begin at two ends of it would wait for each other
         thing = globals()[name] = getattr(import_module(f"pool.{_ORIGINS[name]}"), name)
         return thing
 

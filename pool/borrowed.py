@@ -23,8 +23,9 @@ from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool import reports
 from pool.interests import Callback
-from pool.parties import CloseHook
+from pool.parties import CloseHook, Monitor
 from pool.polling_loop import PollingLoop
+from pool.stations import SHUT_DOWN
 
 #: seconds until the kernel is asked again for what it had no room for
 RETRY: Final = 0.05
@@ -58,6 +59,9 @@ class BorrowedMonitor:
         self._paused = False
         self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned
         self._begun = False  # the call that is on its way; the executor's, and then whoever's who settles its future
+        self._monitor: Monitor
+        self._monitored = False  # there is one
+        self._over = False  # whoever ended it has told, or is about to; guarded by the lock
         self._cancelled = False
         self._failures = 0
         self._generation = fork.generation
@@ -70,18 +74,22 @@ class BorrowedMonitor:
         :raises PollerClosedError: the poller thread is closed
         """
         with self._lock:  # the first callback waits here until there is a monitor
+            if self._over:
+                raise RuntimeError(SHUT_DOWN)
             self._monitor = self._loop.monitor(self.socket, events, self._ready, on_close=self._ended)
+            self._monitored = True
         return self
 
     @property
     def active(self) -> bool:
         """Whether calls may still begin: neither cancelled, nor the socket or the poller thread closed."""
-        return self._monitor.active
+        return self._monitored and self._monitor.active
 
     def cancel(self) -> None:
         """End it; idempotent.  A call that is on its way to the executor, or running there, goes on."""
         self._cancelled = True
-        self._monitor.cancel()
+        if self._monitored:
+            self._monitor.cancel()
 
     def pause(self) -> None:
         """Begin no call until :meth:`resume`.  Idempotent."""
@@ -147,11 +155,12 @@ class BorrowedMonitor:
         if error is not None:
             self._report(error)
         with self._lock:
+            begun = self._begun  # the next call may be on its way as soon as this one is not
             self._busy = False
             farewell = self._farewell
         if farewell is not None:
             self._say_farewell(farewell)
-        elif error is not None and not self._begun:
+        elif error is not None and not begun:
             self._break(error)
         else:
             self._go_on()
@@ -175,13 +184,18 @@ class BorrowedMonitor:
 
     def end(self, error: Exception) -> None:
         """Not for users: monitor nothing any more, and tell why; whichever thread."""
-        if self._monitor.active:
+        with self._lock:
+            self._over = self._over or not self._monitored  # it does not begin any more
+        if self.active:
             self._monitor.cancel()
             self._ended(error)
 
     def _ended(self, error: Exception) -> None:
-        """On the poller thread: the socket, or that thread, is closed."""
+        """The socket, its thread or the pool is closed, or the executor broken.  Several may come with that at once."""
         with self._lock:
+            if self._over:
+                return
+            self._over = True
             if self._busy:
                 self._farewell = error
                 return

@@ -44,6 +44,10 @@ MANNERS: Final = 0.02
 #: seconds between failed connects
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
+#: seconds after which a peer has had time to answer what wants no reply, and to hang up; and so many such connections
+#: stand at most
+LEAVE: Final = 1.0
+MOST_SPENT: Final = 8
 #: how often a call is tried again that left nothing
 TRIES: Final = 3
 
@@ -234,7 +238,10 @@ class ClientConnections:
         """No connection is needed any more for what wants no reply, and for nothing else."""
         telling = self.telling
         if telling is not None and telling.open:
-            telling.set_aside()
+            if self._style == ECHOES:
+                telling.retire()
+            else:
+                telling.set_aside()
 
     # Whoever's turn it is.
 
@@ -253,13 +260,13 @@ class ClientConnections:
                 conversation.retire()
             elif conversation.open:
                 conversation.set_aside()
-        for one in list(self.standing):
-            if one is not conversation and isinstance(one, Conversation) and one.is_spent():
-                self._let_go(one)
+        self._let_go_of_spent(conversation)
         self._pause(deadline, patient, waiter)
         conversation = self._begin()
         if not self._single:
             self._share(conversation, apart)
+        if apart and self._style == ECHOES:  # known since a moment ago, when there was nothing to tell it by
+            self._tell_with_the_others()
         if self.closed:  # whoever closes it has set the mark before he looked for what there is
             conversation.end(self.closed_error())
         return conversation
@@ -269,6 +276,15 @@ class ClientConnections:
             self.telling = conversation
         else:
             self.current = conversation
+
+    def _let_go_of_spent(self, current: Conversation | None) -> None:
+        """Peers of the original's kind answer all the same, and end by SIGPIPE where nobody is left to take it."""
+        standing = [one for one in list(self.standing) if isinstance(one, Conversation) and one is not current]
+        spent = sorted((one for one in standing if one.is_spent()), key=lambda one: one.told_at)
+        now = monotonic()
+        for number, one in enumerate(spent):
+            if now - one.told_at > LEAVE or number < len(spent) - MOST_SPENT:
+                self._let_go(one)
 
     def _let_go(self, conversation: Conversation) -> None:
         """Its peer has had time to hang up."""

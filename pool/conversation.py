@@ -28,6 +28,7 @@ class Conversation(Standby):
 
     #: the owner's: whether it was seen if the peer hangs up behind a reply
     probed = False
+    told_at = 0.0  # when a request that wants no reply was sent last, on the monotonic clock
     _waits = False  # a read may
 
     def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:  # noqa: PLR0912 # as said above
@@ -106,6 +107,7 @@ class Conversation(Standby):
                 if any(parcel.owner is waiter for parcel in self.outgoing.queue.copy()):
                     raise self.failure()
         finally:
+            self.told_at = monotonic()
             self._tellers.pop(waiter, None)
             if self.outgoing.queue:
                 self._take_back(waiter)

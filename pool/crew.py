@@ -80,8 +80,6 @@ class Crew:
         self._gates: deque[_Gate] = deque()
         self._joining: set[threading.Thread] = set()  # workers that wait for the others to end
         self._short_until = 0.0  # the system had no thread for us when we asked last
-        self._left = 0  # so many of the threads have ended
-        self._last_action: Callable[[], object] | None = None
         self._generation = fork.generation
 
     # Any thread.
@@ -166,15 +164,6 @@ class Crew:
             while self._rouse_locked():
                 pass
         self.duty.interrupt()
-
-    def at_its_end(self, action: Callable[[], object]) -> None:
-        """Do *action* when the last worker has ended; now, if there is none.  Behind :meth:`end`."""
-        with self._lock:
-            now = self._left == len(self.threads)
-            if not now:
-                self._last_action = action
-        if now:
-            action()
 
     def abandon(self) -> None:
         """The same from a finalizer, which may be inside any lock: without one."""
@@ -288,19 +277,14 @@ class Crew:
     # A worker.
 
     def _work(self, bed: threading.Lock) -> None:
+        with self._lock:
+            if threading.current_thread() not in self.threads:  # a Ctrl-C has made whoever starts us give us up
+                return
         if self._prepare():
             while self._guarded(partial(self._turn, bed)):
                 pass
         if self._generation == fork.generation:
             self._guarded(self.duty.dismiss)
-            self._guarded(self._leave)
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._left += 1
-            action = self._last_action if self._left == len(self.threads) else None
-        if action is not None:
-            action()
 
     def _turn(self, bed: threading.Lock) -> bool:
         """Do one thing, or sleep until there may be one; False: the thread is to end."""

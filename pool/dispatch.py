@@ -58,8 +58,8 @@ class Dispatcher:
         started = time.monotonic()
         self._serve(batch)
         spent = time.monotonic() - started
-        if spent > SLOW:
-            self._report_slow(batch, spent)
+        if spent > SLOW and batch:  # without events it was the processor that was elsewhere
+            self.guarded(self._report_slow, batch, spent)
 
     def _serve(self, batch: Batch) -> None:
         events = iter(batch)
@@ -126,11 +126,11 @@ class Dispatcher:
         known = [min((monitor.suspicion for monitor in of_one), default=0) for of_one in monitors]
         if max(known) == ALONE or min(known) >= suspicion:
             return
-        suspects: dict[Callable[..., object], None] = {}
+        suspects: dict[int, Callable[..., object]] = {}  # by id(): a callback need not be hashable
         for monitor in itertools.chain(*monitors):
             monitor.suspicion = max(suspicion, monitor.suspicion)
-            suspects[monitor.callback] = None
-        named: list[object] = [*suspects] or [socket for socket, _ in batch]
+            suspects[id(monitor.callback)] = monitor.callback
+        named: list[object] = [*suspects.values()] or [socket for socket, _ in batch]
         reports.slowness(logger, named[:MOST_NAMED], self._where, spent, one_of=suspicion == AMONG_OTHERS)
 
     def _report_failure(self, party: Party | None, error: BaseException) -> None:

@@ -16,7 +16,6 @@ be dropped, nor his sending be shut down.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Final
 
 from bbipc.errors import SocketError
@@ -27,6 +26,7 @@ from bbipc.sockets.stream import StreamSocket
 from pool import lifecycle, message_limits
 from pool.afterwards import Afterwards
 from pool.polling_loop import PollingLoop
+from pool.timers import Timer
 
 #: seconds, and bytes: see message_limits.py
 LINGER_TIME: Final = message_limits.LINGER_TIME
@@ -77,7 +77,7 @@ class Linger:
         self._loop = loop
         self._token = [None]  # taken by who begins it
         self._waiting: dict[Callable[[], object], None] = {}
-        self._timers: list[Future[None]] = []
+        self._timers: list[Timer] = []
         self._drained = 0
         self._over = False
         self._generation = fork.generation
@@ -105,7 +105,7 @@ class Linger:
     def limit(self, seconds: float) -> None:
         """It lasts for *seconds* from now at most."""
         try:
-            timer = self._loop.call_later(seconds, self.end)
+            timer = self._loop.start_timer(seconds, self.end)
         except (OSError, RuntimeError):
             return self.end()
         self._timers.append(timer)
@@ -122,6 +122,7 @@ class Linger:
     def end(self) -> None:
         """Close the stream now.  Idempotent."""
         if self._generation != fork.generation:  # whoever is told is in the other process, as the timers' lock may be
+            _all.pop(self._stream, None)
             return self._stream.close()
         try:
             self._end()

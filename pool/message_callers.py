@@ -12,7 +12,7 @@ from typing import Final
 
 from pool.message_connection import MessageConnection
 from pool.message_service import Service
-from pool.message_serving import DirectConnection
+from pool.message_serving import DirectConnection, PlacedConnection
 from pool.requests import Request, call
 
 #: where user code is called, and the name there of what knows the connection
@@ -21,6 +21,14 @@ _CALLS: Final = {
     call.__code__: "request",
     Service.call_hook.__code__: "client",
 }
+
+
+def settles_futures() -> bool:
+    """Whether the calling thread settles the future of a reply just now: others may wait for the same thread."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not PlacedConnection.delivered.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def callers(service: Service) -> set[MessageConnection]:

@@ -77,7 +77,9 @@ class Inbox(Flow):
         """Its events have come."""
         try:
             self._reader.pop()
-        except IndexError:
+        except IndexError:  # somebody tells of the end: that must not keep the replies
+            if events.value & ROOM_TO_WRITE:
+                self._go_on_writing()
             return
         try:
             if events is not _DATA or self._unusual:
@@ -97,10 +99,7 @@ class Inbox(Flow):
 
     def _look_closely(self, events: int) -> None:
         if events & ROOM_TO_WRITE:
-            self.blocked = False
-            self.flush()
-            self.go_on()
-            self.ask()
+            self._go_on_writing()
         if events & READ.value:
             if self.lingering:
                 self._drain()
@@ -108,6 +107,12 @@ class Inbox(Flow):
                 self.ask()
             elif self._may_read():
                 self._read()
+
+    def _go_on_writing(self) -> None:
+        self.blocked = False
+        self.flush()
+        self.go_on()
+        self.ask()
 
     def _read(self) -> None:
         try:

@@ -68,7 +68,6 @@ class WorkerRunner:
         """See Runner."""
         if self._own:
             self._workers.shutdown(wait=timeout is not None, timeout=timeout)
-            self.loop.close(0 if timeout is None else timeout)  # a handler that never returns must not keep it
 
 
 class LoopRunner:

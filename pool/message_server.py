@@ -31,7 +31,7 @@ from bbipc.sockets.local import LocalServer, PeerCredentials
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from pool.accepting import Accepting
-from pool.message_callers import callers
+from pool.message_callers import callers, settles_futures
 from pool.message_limits import COUNTED, Limits, MessageServerStats
 from pool.message_runners import LoopRunner, Runner, WorkerRunner
 from pool.message_service import Client, CloseHook, ErrorHook, Handler, Service, peer_of
@@ -161,7 +161,8 @@ class MessageServer(ServerFace[Client]):
         Idempotent, and from several threads at once: all wait for the same end, and are given the same report; an
         earlier deadline counts for all.  A handler or a hook may call it: its own response still goes out, but its
         connection is not waited for, and what else waits there may be dropped.  On the poller thread, which the
-        handlers may need, it only begins, and reports what is known so far.
+        handlers may need, and in a hook called by whoever settles the future of a reply, it only begins, and reports
+        what is known so far.
 
         :raises ValueError: a negative or NaN timeout
         """
@@ -212,6 +213,9 @@ class MessageServer(ServerFace[Client]):
         if isinstance(workers, WorkerPool) and workers._executor is None:
             return WorkerRunner(workers, own=self._owns_workers)
         return LoopRunner(None if isinstance(workers, str) else workers)
+
+    def _needs_the_caller(self) -> bool:
+        return settles_futures()
 
     def _callers(self) -> Collection[Client]:
         return callers(self._service)

@@ -178,8 +178,6 @@ class ConnectionServer(ServerFace[Connection]):
     def _let_go(self, timeout: float | None) -> None:
         if self._owns_workers:
             self.workers.shutdown(wait=timeout is not None, timeout=timeout)
-            if self._loop is not None:
-                self._loop.close(0 if timeout is None else timeout)  # a handler that never returns must not keep it
 
     # The poller thread: a connection has come.
 

@@ -62,6 +62,10 @@ class ServerFace(ABC, Generic[M]):
     def _let_go(self, timeout: float | None) -> None:
         """Of what is the server's own; *timeout*: how long to wait for that, ``None``: not at all."""
 
+    def _needs_the_caller(self) -> bool:
+        """Whether what is running may need the calling thread, which is not to wait for it then."""
+        return False
+
     # Users.
 
     def start(self) -> None:
@@ -107,7 +111,8 @@ class ServerFace(ABC, Generic[M]):
         with self._lock:
             self._stopped = True
         on_poller_thread = self._loop is not None and self._loop.is_current()
-        only_begin = on_poller_thread or self._stopping.is_current()  # a hook may be called there, too
+        # A hook may be called by the thread that ends the server, too.
+        only_begin = on_poller_thread or self._stopping.is_current() or self._needs_the_caller()
         inside = () if only_begin else self._callers()
         for connection in inside:
             self._table.excuse(connection)

@@ -184,15 +184,15 @@ class Stations:
             if station.gone:
                 station.farewell = None  # what it would have been told when its call returns
                 return False
-            station.gone = True
             self.changes += 1
             if station.busy:
                 self._leave_locked(station)
             if self.table.get(station.socket) is station:
-                del self.table[station.socket]
                 with contextlib.suppress(KeyError, PollerClosedError):
                     if self.poller is not None:
                         self.poller.unmonitor_socket(station.socket)
+                self.table.pop(station.socket, None)
+            station.gone = True  # last: what a Ctrl-C has left undone a second cancel does
             return True
 
     def change(self, station: Station, events: SocketEvent, *, paused: bool) -> None:
@@ -220,9 +220,10 @@ class Stations:
 
     def _leave_locked(self, station: Station) -> None:
         """It was cancelled while its call is being made, or while it waits for another's to return."""
-        leaving = self._leaving.setdefault(station.socket, station)
+        leaving = self._leaving.get(station.socket, station)
         if leaving is station:
-            station.held = True  # so that it is released
+            station.held = True  # first, so that it is released
+            self._leaving[station.socket] = station
         else:
             leaving.heir = None
 

@@ -75,6 +75,7 @@ class Stopping:
         self._lock = threading.RLock()  # guards what follows
         self._begun = False
         self._thread: threading.Thread | None = None
+        self._ender = 0  # the ident of whoever is in _run(), which may be a caller of begin()
         self._deadline: float | None = None
         self._report = StopReport()
         self._done = False
@@ -88,7 +89,7 @@ class Stopping:
 
     def is_current(self) -> bool:
         """Whether the calling thread is the one that the end happens on."""
-        return self._thread is threading.current_thread()
+        return self._ender == threading.get_ident()
 
     def begin(self, limit: float | None, *, wait: bool) -> None:
         """Begin, with *limit* seconds for the calls that are running (``None``: as long as it takes).
@@ -160,11 +161,16 @@ class Stopping:
         self._run()
 
     def _run(self, grace: float = GRACE) -> None:
+        self._ender = threading.get_ident()
         with contextlib.ExitStack() as steps:  # whatever one of them raises, the others are taken
+            steps.callback(self._leave)
             steps.callback(self._open_gates)
             steps.callback(self._finish)
             steps.callback(self._end_connections, grace)
             self._close_doors()
+
+    def _leave(self) -> None:
+        self._ender = 0
 
     def _end_connections(self, grace: float) -> None:
         total = self._connections.end_all()

@@ -14,8 +14,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 from bbipc.errors import QueueFullError
 from bbipc.events import SocketEvent
@@ -130,7 +129,6 @@ class WorkerPool(Executor):
         )
         self._stations = Stations()
         self._borrowed: weakref.WeakSet[BorrowedMonitor] = weakref.WeakSet()  # guarded by the lock
-        self._waits: dict[Future[SocketEvent], Future[Any]] = {}  # of when(): what it waits for -> what it gave
         self._leadership = Leadership(self._crew, self._stations, checked_timeout(spin) or 0.0)
         self._crew.duty = self._leadership
         #: Not for users: have an errand run on a worker, next of all where a worker's own call asks; see leader.py.
@@ -195,7 +193,7 @@ class WorkerPool(Executor):
         ready: Future[SocketEvent] = Future()
 
         def has_come(ready: Future[SocketEvent]) -> None:
-            if self._waits.pop(ready, None) is None:
+            if ready.cancelled():
                 return
             error = ready.exception()
             if error is None:
@@ -204,20 +202,12 @@ class WorkerPool(Executor):
                 fail(future, error)
 
         def is_done(future: Future[T]) -> None:
-            if future.cancelled() and self._waits.pop(ready, None) is not None:
-                ready.cancel()
+            if future.cancelled() and ready.cancel():
                 future.set_running_or_notify_cancel()
 
         ready.add_done_callback(has_come)
         future.add_done_callback(is_done)
-        self._waits[ready] = future
-        try:
-            self.poller_thread.settle_when(ready, socket, events, timeout)
-        except BaseException:
-            self._waits.pop(ready, None)
-            raise
-        if self._crew.ending:  # whoever ends it has set the mark before he looked for what waits
-            self._end_waits()
+        self.poller_thread.settle_when(ready, socket, events, timeout)
         return future
 
     def monitor(
@@ -251,11 +241,11 @@ class WorkerPool(Executor):
                 self._borrowed.add(borrowed)
             return borrowed.begin(events)
         station = Station(self._stations, self, socket, call, on_close)
-        self._stations.add(station, events)
         try:
+            self._stations.add(station, events)
             if self._crew.duty.wanted():
                 self._crew.nudge()
-        except BaseException:  # there is no thread to be had
+        except BaseException:  # a Ctrl-C; or there is no thread to be had
             station.cancel()
             raise
         return station
@@ -264,10 +254,9 @@ class WorkerPool(Executor):
         """Take nothing new, end all monitors, and let the threads end when the queue is empty.  Idempotent.
 
         *wait*: for them, but not for the calling one, and for *timeout* seconds at most (``None``: for as long as it
-        takes).  *cancel_futures*: cancel what is queued.  Futures of :meth:`when` whose events have not come fail.  The
-        pool's own poller thread is closed when the last call has returned, or the time is up: whoever waits for it then
-        is told.  ``stats().threads`` tells how many are left.  What an
-        *executor* was given is neither waited for nor cancelled.  Any thread, a worker of the pool included.
+        takes).  *cancel_futures*: cancel what is queued.  ``stats().threads`` tells how many are left.  The pool's own
+        poller thread is closed at once: what waits for it fails with PollerClosedError.  What an *executor* was given
+        is neither waited for nor cancelled.  Any thread, a worker of the pool included.
 
         :raises ValueError: a negative or NaN timeout
         """
@@ -282,25 +271,14 @@ class WorkerPool(Executor):
             borrowed = list(self._borrowed)
         for monitor in borrowed:
             monitor.end(RuntimeError(SHUT_DOWN))
-        self._end_waits()
         if cancel_futures:
             self._crew.cancel_all()
         with self._lock:
             poller_thread = self._poller_thread if self._owns_poller_thread else None
-        if wait:  # calls that still run may need the poller thread
+        if poller_thread is not None:
+            poller_thread.close(None if deadline is None and wait else time_left(deadline) if wait else 0)
+        if wait:
             self._crew.join(None if deadline is None else time_left(deadline))
-            if poller_thread is not None:
-                poller_thread.close(None if deadline is None else time_left(deadline))
-        elif poller_thread is not None:
-            self._crew.at_its_end(partial(poller_thread.close, 0))
-
-    def _end_waits(self) -> None:
-        """Nobody waits for events any more on behalf of :meth:`when`."""
-        for ready in list(self._waits):
-            future = self._waits.pop(ready, None)  # whoever takes it out settles it
-            if future is not None:
-                ready.cancel()
-                fail(future, RuntimeError(SHUT_DOWN))
 
     def _end_stations(self) -> None:
         """End all monitors; what is to be called then is called on workers, as it may block."""

@@ -339,3 +339,29 @@ def test_a_server_shows_where_it_listens_and_whether_it_serves() -> None:
     with server:
         assert repr(server) == f"<ConnectionServer serving, 0 connections, at ({listening!r},)>"
     assert repr(server) == f"<ConnectionServer stopped, 0 connections, at ({listening!r},)>"
+
+
+RACE = """
+import importlib, sys, threading
+names = sys.argv[1:]
+start, failed = threading.Barrier(len(names)), []
+def use(name):
+    start.wait()
+    try:
+        exec(f"from pool import {name}")
+    except BaseException as error:
+        failed.append(f"{name}: {error!r}")
+threads = [threading.Thread(target=use, args=(name,)) for name in names]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit("; ".join(failed) or 0)
+"""
+
+
+def test_names_may_be_used_first_by_several_threads_at_once() -> None:
+    """6 fresh interpreters of 16 threads; without a first import of the whole of bbipc all of them failed."""
+    for _ in range(6):
+        done = subprocess.run(
+            [sys.executable, "-c", RACE, *pool.__all__], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")

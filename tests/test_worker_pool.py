@@ -13,17 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from typing import cast
 
 import pytest
 
 import bbipc
 from bbipc import PollerClosedError, SocketClosedError, SocketEvent
 from pool import worker_pool
-from pool.future_stream import FutureStream
 from pool.poller_thread import PollerThread
 from pool.worker_pool import PoolStats, WorkerPool
-from tests.stress.close_race import switch_interval
 from tests.support.loops import pair
 from tests.support.makers import PATIENCE, Worker, wait_until_asleep
 from tests.test_crew import Held, all_held, until
@@ -1126,88 +1123,3 @@ def test_a_program_ends(end: str) -> None:
         assert problems.count("Traceback") == 1, problems
     else:
         assert not problems
-
-
-# The end of the poller thread that belongs to a pool.
-
-
-def nothing(*args: object) -> None:
-    """What is never called."""
-
-
-@pytest.mark.parametrize("way", ["with", "wait", "no wait"])
-def test_a_call_that_runs_at_the_end_may_still_use_the_pools_poller_thread(way: str) -> None:
-    """So may one that waits in the queue."""
-    begun = threading.Event()
-    with pair() as (ours, theirs), pair() as (other, another):
-        pool = WorkerPool(1)
-        poller_thread = pool.poller_thread
-
-        def ask(stream: bbipc.StreamSocket) -> bytes:
-            begun.set()
-            return FutureStream(stream, poller_thread).read(timeout=PATIENCE).result()
-
-        calls = [pool.submit(ask, ours), pool.submit(ask, other)]
-        assert begun.wait(PATIENCE)
-        ending = Worker(
-            lambda: pool.shutdown(wait=way != "no wait") if way != "with" else pool.__exit__(None, None, None)
-        )
-        until(lambda: pool._crew.ending)
-        if way == "no wait":
-            ending.outcome()
-        for peer in (theirs, another):
-            peer.write(b"late")
-        assert [call.result(PATIENCE) for call in calls] == [b"late"] * 2
-        ending.outcome()
-        until(lambda: poller_thread.closed)
-        for thread in pool._threads:
-            thread.join(PATIENCE)
-
-
-def test_calls_that_do_not_end_in_time_lose_the_poller_thread() -> None:
-    with pair() as (ours, _):
-        pool = WorkerPool(1)
-        call = pool.submit(lambda: FutureStream(ours, pool.poller_thread).read().result())
-        until(lambda: len(pool.poller_thread._interests) == 1)
-        pool.shutdown(timeout=0.05)
-        with pytest.raises(PollerClosedError):
-            call.result(PATIENCE)
-        pool.shutdown()
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_what_has_not_come_at_the_end_is_told(own: bool) -> None:
-    """Whoever's the poller thread is; and a cancel beside it wins, or does not."""
-    with pair() as (ours, _), PollerThread() as shared:
-        pool = WorkerPool(1, poller_thread=None if own else shared)
-        future, cancelled = pool.when(ours, READ, nothing), pool.when(ours, READ, nothing)
-        assert cancelled.cancel()
-        pool.shutdown()
-        with pytest.raises(RuntimeError, match="shut down"):
-            future.result(PATIENCE)
-        assert cancelled.cancelled()
-        assert not pool._waits
-
-
-def test_an_end_and_a_cancel_race(caplog: pytest.LogCaptureFixture) -> None:
-    """100 rounds of 100 waits: each is cancelled, or fails, by one of the two; those who wait for it know."""
-    with pair() as (ours, _), PollerThread() as shared, switch_interval(1e-6):
-        for number in range(100):
-            pool = WorkerPool(1, poller_thread=shared)
-            futures = [pool.when(ours, READ, nothing) for _ in range(100)]
-            start = threading.Barrier(2)
-
-            def cancel(futures: list[Future[None]] = futures, start: threading.Barrier = start) -> list[bool]:
-                start.wait(PATIENCE)
-                return [future.cancel() for future in futures]
-
-            if number % 2:  # from both ends, or side by side
-                futures.reverse()
-            canceller = Worker(cancel)
-            start.wait(PATIENCE)
-            pool.shutdown()
-            outcome = cast(list[bool], canceller.outcome())
-            assert not wait(futures, PATIENCE).not_done
-            assert [future.cancelled() for future in futures] == outcome
-            assert all(future.cancelled() or future.exception() is not None for future in futures)
-    assert not caplog.records  # a Future tells its log of a second claim
