@@ -13,6 +13,7 @@ import pytest
 
 import bbipc
 from bbipc import SocketClosedError, SocketEvent
+from pool.borrowed import BorrowedMonitor
 from pool.worker_pool import Monitoring, WorkerPool
 from tests.support.makers import PATIENCE, Worker
 from tests.test_crew import Held, until
@@ -591,3 +592,59 @@ def test_repr(scene: Scene, by_hand: ByHand) -> None:
     by_hand.submitted.release()
     assert "busy" in repr(monitor)
     by_hand.make_a_call()
+
+
+def test_a_shutdown_before_a_monitor_has_begun(scene: Scene, by_hand: ByHand) -> None:
+    """It does not begin any more, and the shutdown goes on."""
+    monitor = BorrowedMonitor(scene.pool.poller_thread, scene.pool, by_hand, scene.ours, lambda *_: None, None)
+    monitor.end(RuntimeError("the pool was shut down"))
+    assert not monitor.active
+    monitor.cancel()
+    with pytest.raises(RuntimeError, match="shut down"):
+        monitor.begin(READ)
+
+
+def test_several_that_end_it_tell_once(scene: Scene, by_hand: ByHand) -> None:
+    told: list[Exception] = []
+    monitor = scene.pool.monitor(scene.ours, READ, lambda *_: None, on_close=told.append)
+    assert isinstance(monitor, BorrowedMonitor)
+    for error in (RuntimeError("one"), RuntimeError("other")):
+        monitor._ended(error)
+    assert [str(error) for error in told] == ["one"]
+    monitor.cancel()
+
+
+def test_a_call_that_raised_does_not_end_it_though_the_next_is_on_its_way(scene: Scene, by_hand: ByHand) -> None:
+    """1. a call raises; 2. the next one is handed over before that is dealt with in full."""
+    told: list[Exception] = []
+
+    def call(socket: bbipc.StreamSocket, events: SocketEvent) -> None:
+        raise LookupError
+
+    monitor = scene.pool.monitor(scene.ours, READ, call, on_close=told.append)
+    assert isinstance(monitor, BorrowedMonitor)
+    scene.peer.write(b"a")
+    future, made = by_hand.take()
+    assert future.set_running_or_notify_cancel()
+    try:
+        made()
+    except LookupError as error:
+        raised = error
+    original = monitor._lock
+
+    class Meanwhile:
+        """In the place of the lock: when it is let go of, the next call is handed over."""
+
+        def __enter__(self) -> None:
+            original.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            original.release()
+            if not monitor._busy:
+                monitor._lock, monitor._begun = original, False
+
+    monitor._lock = Meanwhile()  # type: ignore[assignment]
+    future.set_exception(raised)
+    assert monitor.active
+    assert not told
+    monitor.cancel()

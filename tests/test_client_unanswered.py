@@ -14,6 +14,7 @@ from bbipc import RemoteDisconnectedError, RemoteHandlerError
 from bbipc.messages import Message, MessageFlag, MessageType
 from pool import MessageClient
 from pool.calls import Call, Waiter
+from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
 from pool.pending import ECHOES, IN_ORDER, NO_REPLY, Distrust, Pending
 from tests.support.makers import PATIENCE, Worker
@@ -411,3 +412,29 @@ def test_an_echo_clears_all_doubts() -> None:
     pending.deal_out(deque(Message(MessageType.BINARY, b"%d" % call.tag, TAGGED, call.tag) for call in calls[::-1]))
     assert payloads(calls) == [b"0", b"1"]
     assert (pending.style, list(pending.order), pending.is_doubtful()) == (ECHOES, [], False)
+
+
+def test_a_peer_that_takes_one_message_a_connection_has_time_to_answer_what_wants_no_reply(path: Path) -> None:
+    """One of the original's kind ends by SIGPIPE where nobody is left."""
+    with ScriptedServer(Answerer(asleep=2, once=True), path) as server, MessageClient(path, timeout=PATIENCE) as client:
+        script = server._script
+        assert isinstance(script, Answerer)
+        assert client.send(b"one") == b"ONE"
+        client.send(b"told", no_response=True)
+        assert client.send(b"next") == b"NEXT"
+        assert client.send(b"last") == b"LAST"
+        script.go.set()
+        until(lambda: server.ended == 4)
+        assert server.errors == []
+
+
+def test_connections_that_were_told_once_do_not_gather(path: Path) -> None:
+    with ScriptedServer(Answerer(asleep=-1, once=True), path), MessageClient(path, timeout=PATIENCE) as client:
+        assert client.send(b"one") == b"ONE"
+        for _ in range(3 * MOST_SPENT):
+            client.send(b"told", no_response=True)
+        assert client.send(b"next") == b"NEXT"
+        standing = [
+            one for one in list(client._connections.standing) if isinstance(one, Conversation) and one.is_spent()
+        ]
+        assert len(standing) <= MOST_SPENT

@@ -760,3 +760,19 @@ def test_signal_handlers_are_untouched() -> None:
     with WorkerPool(2) as pool:
         pool.submit(int).result(PATIENCE)
         assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_thread_that_whoever_starts_it_has_given_up_takes_nothing() -> None:
+    """A Ctrl-C inside ``Thread.start``, when it runs already."""
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        original(thread)
+        thread._ident = None  # type: ignore[attr-defined] # as it is before the thread has told
+        raise KeyboardInterrupt
+
+    with WorkerPool(2) as pool:
+        with mock.patch.object(threading.Thread, "start", start), pytest.raises(KeyboardInterrupt):
+            pool.submit(int)
+        assert not pool._crew.threads
+        assert pool.submit(threading.current_thread).result(PATIENCE) in pool._crew.threads

@@ -441,3 +441,26 @@ def test_a_slow_one_is_found_beside_one_that_is_known(turns: Turns, caplog: pyte
     turns.take(3, 0, 1)
     assert len(caplog.messages) == 2
     assert "Clock.slow" in caplog.messages[1]
+
+
+def test_a_turn_without_events_that_takes_long_is_nobodys_fault(turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
+    """The processor was elsewhere, between two looks at the clock."""
+    with mock.patch.object(turns.dispatcher, "_serve", turns.clock.slow):
+        turns.dispatcher.serve([])
+    assert not caplog.records
+
+
+def test_a_slow_callback_need_not_be_hashable(turns: Turns, caplog: pytest.LogCaptureFixture) -> None:
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, *args: object) -> None:
+            turns.clock.slow()
+
+    monitor = turns.table.parties_of(turns.sockets[0])[0]
+    assert isinstance(monitor, Monitor)
+    turns.table.leave(turns.sockets[0], monitor)
+    turns.table.join(turns.sockets[0], Monitor(turns.table, turns.sockets[0], DATA.value, Unhashable(), None))
+    turns.table.refresh()
+    turns.take(1, 0)
+    assert "Unhashable" in caplog.messages[0]

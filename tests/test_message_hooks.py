@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 
 from bbipc import MessageTooLargeError, RemoteDisconnectedError, TruncatedMessageError
 from pool import MessageServer, Request, StopReport
-from tests.support.makers import Namespace, make_namespace
+from tests.support.makers import PATIENCE, Namespace, Worker, make_namespace
 from tests.support.serving import at_end, until
 from tests.support.wire import (
     BLANK,
@@ -372,3 +373,49 @@ def test_a_hook_for_a_close_that_fails_ends_nothing(
             assert receive(other) == HELLO
         assert server.stats().hook_errors == 1
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_stop_by_whoever_settles_the_futures_of_all_only_begins(ipv4: Namespace) -> None:
+    """He would wait for himself: the other connection's reply is his to settle."""
+    replies: dict[str, Future[str]] = {}
+
+    def handler(request: Request) -> Future[str]:
+        return replies.setdefault(request.value, Future())
+
+    listening, reports = ipv4.make_server(), list[StopReport]()
+    with MessageServer(listening, handler, on_error=lambda error, peer: reports.append(server.stop(None))) as server:
+        with ipv4.connect_plainly(listening) as one, ipv4.connect_plainly(listening) as other:
+            one.sendall(string("bad").encoded())
+            other.sendall(string("good").encoded())
+            until(lambda: len(replies) == 2)
+
+            def settle() -> None:
+                replies["bad"].set_exception(LookupError())
+                replies["good"].set_result("good")
+
+            Worker(settle).outcome()
+            failure, reply = receive(one), receive(other)
+            assert failure is not None
+            assert is_failure(failure)
+            assert reply == string("good")
+        assert reports == [StopReport()]
+        assert server.stop() == StopReport(drained=2)
+
+
+def test_replies_leave_while_a_close_is_told(local: Namespace) -> None:
+    """The peer takes them: nothing stands still, and nobody goes round in circles."""
+    large, entered, go = b"L" * 4_000_000, threading.Event(), threading.Event()
+
+    def on_close(peer: Any) -> None:
+        entered.set()
+        assert go.wait(PATIENCE)
+
+    with served(local, "own pool", lambda request: large, on_close=on_close) as (_, peer):
+        peer.sendall(HELLO.encoded() + Frame(CLOSE).encoded())
+        assert entered.wait(PATIENCE)
+        reply = receive(peer)
+        assert reply is not None
+        assert reply.payload == large
+        go.set()
+        assert receive(peer) == BLANK
+        assert at_end(peer)

@@ -228,6 +228,24 @@ def test_made_anew_again_and_again_in_its_own_call(table: Table) -> None:
     assert table.armed() == READ
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_ctrl_c_in_a_cancel_leaves_the_rest_to_the_next(table: Table, busy: bool) -> None:
+    table.add(table.station, READ)
+    table.station.busy = busy
+    assert table.poller is not None
+    with mock.patch.object(table.poller, "unmonitor_socket", side_effect=KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            table.station.cancel()
+    assert table.station.active
+    table.station.cancel()
+    assert not table.station.active
+    assert not table.table
+    if busy:
+        returns(table, table.station)
+    table.add(table.make(), READ)
+    assert table.armed() == READ
+
+
 @pytest.mark.parametrize("change", ["pause", "cancel", "close", "end"])
 def test_an_heir_that_is_changed_before_it_begins(table: Table, change: str) -> None:
     table.add(table.station, READ)
