@@ -630,7 +630,7 @@ def test_a_call_that_raised_does_not_end_it_though_the_next_is_on_its_way(scene:
         made()
     except LookupError as error:
         raised = error
-    original = monitor._lock
+    ours, original = monitor, monitor._lock
 
     class Meanwhile:
         """In the place of the lock: when it is let go of, the next call is handed over."""
@@ -640,8 +640,8 @@ def test_a_call_that_raised_does_not_end_it_though_the_next_is_on_its_way(scene:
 
         def __exit__(self, *_: object) -> None:
             original.release()
-            if not monitor._busy:
-                monitor._lock, monitor._begun = original, False
+            if not ours._busy:
+                ours._lock, ours._begun = original, False
 
     monitor._lock = Meanwhile()  # type: ignore[assignment]
     future.set_exception(raised)

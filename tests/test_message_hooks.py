@@ -380,7 +380,7 @@ def test_a_stop_by_whoever_settles_the_futures_of_all_only_begins(ipv4: Namespac
     replies: dict[str, Future[str]] = {}
 
     def handler(request: Request) -> Future[str]:
-        return replies.setdefault(request.value, Future())
+        return replies.setdefault(str(request.value), Future())
 
     listening, reports = ipv4.make_server(), list[StopReport]()
     with MessageServer(listening, handler, on_error=lambda error, peer: reports.append(server.stop(None))) as server:
