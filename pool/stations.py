@@ -187,11 +187,9 @@ class Stations:
             self.changes += 1
             if station.busy:
                 self._leave_locked(station)
-            if self.table.get(station.socket) is station:
-                with contextlib.suppress(KeyError, PollerClosedError):
-                    if self.poller is not None:
-                        self.poller.unmonitor_socket(station.socket)
-                self.table.pop(station.socket, None)
+            if self.table.get(station.socket, station) is station:
+                self.table.pop(station.socket, None)  # first: what the poller tells then is for nobody
+                self.drop_locked(station.socket)
             station.gone = True  # last: what a Ctrl-C has left undone a second cancel does
             return True
 

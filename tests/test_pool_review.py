@@ -15,6 +15,7 @@ from pool import PollerThread, WorkerPool
 from pool.crew import Crew
 from pool.tasks import Task
 from tests.support.makers import PATIENCE, Worker
+from tests.support.serving import until
 
 READ = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 
@@ -103,6 +104,7 @@ def test_a_cancel_that_was_torn_leaves_nobody_spinning() -> None:
         station = pool.monitor(one, READ, nothing)
         poller = pool._stations.poller
         assert poller is not None
+        until(lambda: pool._leadership._polling)  # somebody is there to be told
         with (
             mock.patch.object(poller, "unmonitor_socket", side_effect=KeyboardInterrupt),
             pytest.raises(KeyboardInterrupt),

@@ -237,9 +237,10 @@ def test_a_ctrl_c_in_a_cancel_leaves_the_rest_to_the_next(table: Table, busy: bo
         with pytest.raises(KeyboardInterrupt):
             table.station.cancel()
     assert table.station.active
+    assert table.look() == NOTHING
     table.station.cancel()
     assert not table.station.active
-    assert not table.table
+    assert not table.poller.monitored_sockets()
     if busy:
         returns(table, table.station)
     table.add(table.make(), READ)
