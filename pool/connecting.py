@@ -13,9 +13,9 @@ tag, the next call looks for the same time whether the peer hangs up.  If so, ev
 from then on.
 
 They may also answer what wants no reply, and nobody could tell that answer from the next one's.  So where nobody knows
-that the peer echoes tags, what wants no reply goes over a connection where nothing is asked (``telling``), which is
-then left to the peer to close.  Where there is only one connection, *reconnect* is off, ``pending.py`` sees to it that
-an answer in doubt ends that.
+that the peer echoes tags, what wants no reply goes over a connection where nothing is asked (``telling``).  It ends
+when the peer turns out to echo them; others are left to the peer to close, for LEAVE seconds.  Where there is only one
+connection, *reconnect* is off, ``pending.py`` sees to it that an answer in doubt ends that.
 """
 
 from __future__ import annotations

@@ -87,10 +87,18 @@ class Timers:
             timer.empty()
             self._dead += 1
             if self._dead > _FEW and self._dead * 2 > len(self._heap):
-                self._heap = _living(self._heap)
-                heapq.heapify(self._heap)
-                self._dead = 0
+                self._sweep_locked()
             return True
+
+    def _sweep_locked(self) -> None:
+        """Let go of the dead; anew, if a signal handler of this very thread has added or cancelled in the middle."""
+        while True:
+            heap, count, dead = self._heap, self._count, self._dead
+            living = _living(heap.copy())
+            heapq.heapify(living)
+            if self._heap is heap and self._count == count and self._dead == dead:  # no call from here on
+                self._heap, self._dead = living, 0
+                return
 
     def idle(self) -> bool:
         """Whether there is none, and ``next_deadline`` has said so last: who adds one now has the sleeper woken."""

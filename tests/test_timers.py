@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pool import timers as timers_module
 from pool.timers import Timer, Timers
 from tests.stress.close_race import switch_interval
 from tests.support.makers import PATIENCE, Worker
@@ -230,3 +232,29 @@ def test_of_those_who_race_for_a_timer_exactly_one_has_it() -> None:
         canceller.outcome()
     assert len(ran) + sum(won) == 20 * size
     assert timers._dead == 0
+
+
+def test_a_signal_handler_in_the_middle_of_a_sweep_loses_nothing() -> None:
+    """It adds a timer and cancels another, in the thread that sweeps."""
+    timers, done = Timers(), list[int]()
+    kept, other = (timers.add(60, done.clear)[0] for _ in range(2))
+    dead = [timers.add(60, done.clear)[0] for _ in range(200)]
+    made: list[Timer] = []
+    original = timers_module._living
+
+    def living(heap: list[timers_module.Entry]) -> list[timers_module.Entry]:
+        found = original(heap)
+        if not made:
+            made.append(timers.add(1, done.clear)[0])
+            assert timers.cancel(other)
+        return found
+
+    with mock.patch.object(timers_module, "_living", living):
+        for timer in dead:
+            assert timers.cancel(timer)
+    assert made
+    assert len(timers) == 2
+    assert timers.cancel(made[0])
+    assert timers.cancel(kept)
+    assert len(timers) == 0
+    assert timers.next_deadline() is None

@@ -25,6 +25,7 @@ import random
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -170,7 +171,7 @@ R = TypeVar("R", bound=Runner)
 Way = tuple[Callable[[Any, Any], None], str]
 
 
-class Race(Generic[R]):
+class Race(ABC, Generic[R]):
     """Pairs of ends of one future: what all races have in common."""
 
     #: how a future may be ended, and as what
@@ -181,9 +182,9 @@ class Race(Generic[R]):
         self.faults: Counter[str] = Counter()
         self.steps = [0, 0]
 
+    @abstractmethod
     def make(self) -> R:
         """A future to race for."""
-        raise NotImplementedError
 
     def leftovers(self) -> dict[str, int]:
         """What should not be there any more, and how often it is."""

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Final
@@ -47,7 +48,7 @@ def ping(poller_thread: PollerThread) -> None:
         assert future.result(PING) == DATA
 
 
-class AboveCase:
+class AboveCase(ABC):
     """One call of *calls*, of something that is in use.  A case whose interrupt is not judged is ended by ``drop``."""
 
     def __init__(self, name: str) -> None:
@@ -57,9 +58,9 @@ class AboveCase:
         self.one, self.other = bbipc.local_stream_pair()
         self.rest = contextlib.ExitStack()
 
+    @abstractmethod
     def call(self) -> Callable[[], object]:
         """What is to be interrupted."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Called in another thread behind the interrupt: what was to come comes, and all is in order."""
@@ -69,9 +70,9 @@ class AboveCase:
         assert self.poller_thread._thread is not None
         assert not self.poller_thread._thread.is_alive(), "the thread does not end"
 
+    @abstractmethod
     def come_about(self) -> None:
         """What was to come comes."""
-        raise NotImplementedError
 
     def drop(self) -> None:
         """The call got through."""
