@@ -45,7 +45,9 @@ else:  # not for checkers: to them a module with a __getattr__ would have every 
             raise AttributeError(f"module 'pool' has no attribute {name!r}")
         from importlib import import_module  # noqa: PLC0415 # so that the package has no such name
 
-        import_module("bbipc")  # first, and whole: threads that begin at two ends of it would wait for each other
+        # Packages first, and whole.  Who imports a module of one that nobody has imported yet holds that module's lock
+        # while he waits for the package's, and the package's own import asks for them the other way round.
+        import_module("bbipc.messages")
         thing = globals()[name] = getattr(import_module(f"pool.{_ORIGINS[name]}"), name)
         return thing
 

@@ -14,10 +14,14 @@ Nobody waits behind a slow call.
    without limit when nothing has happened for a while; the leader nudges one awake at his next batch.)
 2. A leader who finds the lead lost when his call returns is a worker like any other.
 3. Where calls seem to be slow, the next PROBE of them are made *apart*: the leader disarms the socket and lays down
-   the lead before he makes the call, and nudges the next worker.  If one of these is slow, too, so are the next
-   SPREAD: slow calls then run side by side at once, without waiting for a watcher.  Quick ones use this up, and the
-   leader makes the calls himself again.  (A processor that was busy elsewhere makes a call look slow, too; hence the
-   probe, and hence the watcher does not trust a look that came late.)
+   the lead before he makes the call, and nudges the next worker.  Each of these uses one up, and earns as many more as
+   SLOW goes into its time, SPREAD at most: so calls that are slow on the average run side by side at once, without
+   waiting for a watcher, and where most are quick the leader makes them himself again.
+
+   A processor that was busy elsewhere makes a call look slow, too; hence the probe, and hence the watcher does not
+   trust a look that came late.  So does a thread that waits for the interpreter's lock, of which making calls apart
+   gives more.  Had one slow call alone earned SPREAD more, as it once did, 2,000 connects a second beside a call a
+   millisecond kept a server at that for whole seconds, at half of its pace: answers took 300 ms, not 2.
 
 A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).  One who
 is told of the same client again and again stays with him, and lays down the lead (``dialogue.py``).
@@ -54,7 +58,7 @@ from pool.tasks import AnyTask, Errand
 
 #: seconds until the kernel is asked again for what it had no room for
 RETRY: Final = 0.05
-#: so many calls are made apart when one has seemed slow, and so many when one was that had been made apart
+#: so many calls are made apart when one has seemed slow, and so many at most are ahead when they are
 PROBE: Final = 4
 SPREAD: Final = 64
 
@@ -74,7 +78,7 @@ class Leadership:
         self._polled = False  # he has waited, or looked, since he began to lead
         self._ready_since = 0  # the changes of the stations when he was told of what is ready
         self._progress = 0  # how many polls and calls have begun
-        self._spread = 0  # so many calls are still to be made apart
+        self._spread = 0.0  # so many calls are still to be made apart
         self._errands: deque[Errand] = deque()
         self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
         self._running: Errand | None = None  # by the leader
@@ -360,13 +364,13 @@ class Leadership:
             self._crew.nudge()
             count = action() or 1
         finally:
-            slow = time.monotonic() - started > SLOW * count
+            earned = (time.monotonic() - started) / (SLOW * count)
             if self._generation == fork.generation:
                 with self._lock:
                     if station is not None:
                         station.busy = False
                         self._stations.release_locked(station)
-                    self._spread = SPREAD if slow else max(self._spread - 1, 0)
+                    self._spread = min(max(self._spread - 1 + earned, 0.0), SPREAD)
 
     def _tell_departed(self, me: int) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""

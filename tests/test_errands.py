@@ -218,7 +218,7 @@ def test_quick_pieces_do_not_count_as_one_slow_errand(stage: Stage) -> None:
     stage.round()
     stage.lead.follow_up(Pieces(*[quick] * 16))
     stage.round()
-    assert not stage.lead._spread
+    assert stage.lead._spread < 1  # as one, they would have earned more than the one that they have used up
 
 
 def test_what_an_errand_raises_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

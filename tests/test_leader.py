@@ -20,7 +20,7 @@ import bbipc
 from bbipc import SocketEvent
 from pool.crew import Crew
 from pool.leader import PROBE, SPREAD
-from pool.lookout import LOOKS, WATCH
+from pool.lookout import LOOKS, SLOW, WATCH
 from pool.stations import Station
 from pool.tasks import AnyTask, Task
 from tests.support.leading import READ, ScriptedCrew, Stage, staged
@@ -384,15 +384,39 @@ def test_a_slow_call_is_probed_and_then_many_are_made_apart(stage: Stage) -> Non
     stage.add("a")
 
     def slow() -> None:
-        stage.clock.now += 0.01
+        stage.clock.now += 10 * SLOW
 
     stage.during["a"] = slow
     stage.ready("a")
     stage.round()
     assert stage.lead._spread == PROBE
-    stage.ready("a")
-    stage.round()
+    for earned in (9, 18, 27):
+        stage.ready("a")
+        stage.round()
+        assert stage.lead._spread == pytest.approx(PROBE + earned)
+    for _ in range(9):
+        stage.ready("a")
+        stage.round()
     assert stage.lead._spread == SPREAD
+
+
+@pytest.mark.parametrize(("share", "apart"), [(0.9, False), (1.1, True)])
+def test_calls_are_made_apart_while_they_are_slow_on_the_average(stage: Stage, share: float, *, apart: bool) -> None:
+    """Every eighth is slow, the others take no time; *share*: of what pays for being made apart, on the average."""
+    stage.add("a")
+    turns = iter(range(10**6))
+
+    def now_and_then_slow() -> None:
+        stage.clock.now += 0 if next(turns) % 8 else 8 * share * SLOW
+
+    stage.during["a"] = now_and_then_slow
+    stage.lead._spread = SPREAD
+    for _ in range(2000):
+        if not stage.lead._spread:
+            break
+        stage.ready("a")
+        stage.round()
+    assert bool(stage.lead._spread) is apart
 
 
 def test_a_pool_of_one_makes_no_call_apart(stage: Stage) -> None:

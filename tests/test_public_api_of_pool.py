@@ -348,7 +348,7 @@ start, failed = threading.Barrier(len(names)), []
 def use(name):
     start.wait()
     try:
-        exec(f"from pool import {name}")
+        exec(name)
     except BaseException as error:
         failed.append(f"{name}: {error!r}")
 threads = [threading.Thread(target=use, args=(name,)) for name in names]
@@ -359,9 +359,37 @@ sys.exit("; ".join(failed) or 0)
 
 
 def test_names_may_be_used_first_by_several_threads_at_once() -> None:
-    """6 fresh interpreters of 16 threads; without a first import of the whole of bbipc all of them failed."""
+    """6 fresh interpreters of 18 threads; without a first import of the whole of bbipc all of them failed."""
+    uses = [f"from pool import {name}" for name in pool.__all__]
     for _ in range(6):
-        done = subprocess.run(
-            [sys.executable, "-c", RACE, *pool.__all__], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = run_fresh(RACE, *uses, "import bbipc", "from bbipc.messages import MessageStream")
         assert (done.returncode, done.stderr) == (0, "")
+
+
+ORDER = """
+import builtins, sys
+names, really_import = sys.argv[1:], builtins.__import__
+def find_early(name, globals=None, locals=None, fromlist=(), level=0):
+    for package in ("bbipc", "bbipc.messages"):
+        if name.startswith(package + ".") and package not in sys.modules:
+            sys.exit(f"{name} before {package}")
+    return really_import(name, globals, locals, fromlist, level)
+builtins.__import__ = find_early
+for name in names:
+    for module in [module for module in sys.modules if module.split(".")[0] in ("bbipc", "pool")]:
+        del sys.modules[module]
+    exec(f"from pool import {name}")
+"""
+
+
+def test_a_first_use_imports_no_module_of_a_package_before_the_package() -> None:
+    """The race above, without the luck: two threads that do so wait for each other, in one of some hundred runs."""
+    done = run_fresh(ORDER, *pool.__all__)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_fresh(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """*program* in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, timeout=60, check=False
+    )
