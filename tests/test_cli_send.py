@@ -273,25 +273,38 @@ def test_a_signal_ends_it_silently(number: int, path: Path) -> None:
         assert ended(process) == (128 + number, b"", "")
 
 
-#: sends itself a SIGINT when it comes to import a module that is named to it, or "sys.exit": when it ends
+#: sends itself a signal when it comes to import a module that is named to it, or "main": when that has returned, or
+#: "sys.exit": when it ends
 INTERRUPTS_ITSELF = """
 import runpy, signal, sys
 
-where, *sys.argv[1:] = sys.argv[1:]
+where, number, *sys.argv[1:] = sys.argv[1:]
+number = int(number)
 end = sys.exit
 
 
 class Finder:
     def find_spec(self, name, *_):
         if name == where:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
 
 def leave(code):
     if where == "sys.exit":
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
     end(code)
 
+
+if where == "main":
+    import pool.cli.main
+    really_main = pool.cli.main.main
+
+    def main():
+        code = really_main()
+        signal.raise_signal(number)
+        return code
+
+    pool.cli.main.main = main
 
 sys.meta_path.insert(0, Finder())
 sys.exit = leave
@@ -309,15 +322,23 @@ runpy.run_module("pool", run_name="__main__", alter_sys=True)
 def test_a_ctrl_c_at_its_beginning_or_end_is_as_silent(where: str, short_dir: Path) -> None:
     """Most of its time goes into imports: somebody who has changed his mind hits those."""
     command = [sys.executable, "-c", INTERRUPTS_ITSELF]
-    code, out, err = run(where, "send", str(short_dir / "nobody"), "x", command=command)
+    code, out, err = run(where, str(int(signal.SIGINT)), "send", str(short_dir / "nobody"), "x", command=command)
     assert (code, out, "Traceback" in err) == (130, b"", False)
     assert err.count("\n") == (where == "sys.exit")  # there it has told that there is no server
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["main", "sys.exit"])
+def test_a_signal_behind_its_last_word_is_as_silent(where: str, number: int, short_dir: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTS_ITSELF]
+    code, out, err = run(where, str(int(number)), "send", str(short_dir / "nobody"), "x", command=command)
+    assert (code, out, err.count("\n")) == (128 + number, b"", 1)  # it has told that there is no server
 
 
 def test_without_that_ctrl_c_it_would_have_gone_on(short_dir: Path) -> None:
     """Against a test that sees the end of something else."""
     command = [sys.executable, "-c", INTERRUPTS_ITSELF]
-    one_line(run("no such module", "send", str(short_dir / "nobody"), "x", command=command), 3)
+    one_line(run("no such module", str(int(signal.SIGINT)), "send", str(short_dir / "nobody"), "x", command=command), 3)
 
 
 def test_a_reader_that_has_gone_ends_it_silently(path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_command_takes_bytes_and_time_and_speaks_to_the_operator(path: str, bb
     assert (code, err.splitlines()[0]) == (0, "for the operator")
 
 
+def test_how_a_command_ended_is_known_where_a_parent_ignores_its_children(path: str, bbipc_here: Here) -> None:
+    """Whoever ignores SIGCHLD, as some supervisors do, has us ignore it too: the kernel reaps, and tells nobody."""
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    ignoring = [sys.executable, "-c", program, *BBIPC]
+    with started("serve", path, "--reply", python("raise SystemExit(7)"), "--quiet", command=ignoring) as server:
+        line_of(server)
+        assert "failed with exit code 7" in one_line(bbipc_here("send", path, "x"), 6)
+        assert interrupted(server)[0] == 0
+
+
 @pytest.mark.parametrize("in_time", [False, True])
 def test_what_a_command_has_left_running_is_killed(in_time: bool, short_dir: Path) -> None:
     """With the answer still open, which takes too long, or when all has gone well."""

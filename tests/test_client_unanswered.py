@@ -423,6 +423,8 @@ def test_a_peer_that_takes_one_message_a_connection_has_time_to_answer_what_want
         client.send(b"told", no_response=True)
         assert client.send(b"next") == b"NEXT"
         assert client.send(b"last") == b"LAST"
+        told = [one for one in list(client._connections.standing) if isinstance(one, Conversation) and one.told_at]
+        assert [one._stream.closed for one in told] == [False]
         script.go.set()
         until(lambda: server.ended == 4)
         assert server.errors == []

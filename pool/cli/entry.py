@@ -1,12 +1,12 @@
 """Where the command ``bbipc`` begins: a Ctrl-C ends it silently from here on, before it can do so as it should.
 
-Law of this file: nothing is imported before SIGINT is seen to but what the interpreter has anyway, and nothing raises
+Law of this file: nothing is imported before SIGINT is seen to but what the interpreter has anyway, and no signal raises
 once the exit code is known.  In between, ``main.py`` sees to everything.
 """
 
 import os
 
-_INTERRUPTED = 130  # as in exits.py
+_INTERRUPTED = 2  # SIGINT: its number before there is a module that knows it
 
 
 def run() -> int:
@@ -16,14 +16,15 @@ def run() -> int:
         import signal  # noqa: PLC0415
 
         signal.signal(signal.SIGINT, _end)
-        from pool.cli.main import main  # noqa: PLC0415
+        from pool.cli.main import caught_signals, main  # noqa: PLC0415
 
         code = main()
-        signal.signal(signal.SIGINT, _end)  # all is closed, and the interpreter's end has no use for a Ctrl-C
-    except KeyboardInterrupt:
-        os._exit(_INTERRUPTED)
+        for number in caught_signals():  # all is closed, and the interpreter's end has no use for them
+            signal.signal(number, _end)
+    except KeyboardInterrupt as error:
+        _end(getattr(error, "number", _INTERRUPTED))
     return code
 
 
-def _end(*_: object) -> None:
-    os._exit(_INTERRUPTED)
+def _end(number: int, _frame: object = None) -> None:
+    os._exit(128 + number)

@@ -110,7 +110,16 @@ def _catch_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _raise)
+    # A parent that ignores it has us do so: then nobody could tell how a command has ended that we have started.
+    if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the end takes less than two seconds
+
+
+def caught_signals() -> list[int]:
+    """Those that :func:`main` has let raise."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", *_ENDING) if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) in (signal.default_int_handler, _raise)]
 
 
 def _catch_the_rest(terminal: Terminal) -> None:

@@ -143,15 +143,12 @@ class Command:
                 raise self._too_slow() from None
             return
         pause = 0.0005
-        try:
-            while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._too_slow()
-                pause = min(2 * pause, 0.05)
-                time.sleep(min(pause, left))
-        except ChildProcessError:  # our parent ignores SIGCHLD, and so do we: the kernel has reaped it already
-            process.wait()
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._too_slow()
+            pause = min(2 * pause, 0.05)
+            time.sleep(min(pause, left))
 
     def _too_slow(self) -> CommandFailedError:
         return CommandFailedError(f"{self._name} took longer than {self._timeout:g} s")
