@@ -10,8 +10,9 @@ again.  While all is quick no socket is disarmed: nobody polls meanwhile, so nob
 Nobody waits behind a slow call.
 
 1. While a leader makes calls, one idle worker *watches* him: every WATCH seconds he looks whether the leader still
-   makes the same call as before.  If so he takes the lead: the rest of the batch, then the poll.  (The watcher sleeps
-   without limit when nothing has happened for a while; the leader nudges one awake at his next batch.)
+   makes the same call as before.  If so he takes the lead: the rest of the batch, then the poll; and for a while looks
+   come every QUICK_WATCH seconds.  (The watcher sleeps without limit when nothing has happened for a while; a leader
+   nudges one awake at his next batch, and before what somebody else has left to him.)
 2. A leader who finds the lead lost when his call returns is a worker like any other.
 3. Where calls seem to be slow, the next PROBE of them are made *apart*: the leader disarms the socket and lays down
    the lead before he makes the call, and nudges the next worker.  Each of these uses one up, and earns as many more as
@@ -166,7 +167,7 @@ class Leadership:
             elif lookout.watcher != me or not self._blocked_locked():
                 return False
             else:
-                self._spread = max(self._spread, PROBE)
+                lookout.note_blocked_locked()
                 if self._running is not None and self._running.waiting():
                     self._errands.appendleft(self._running)
             self._leader, self._polled, self._running, self._calling = me, False, None, None
@@ -179,6 +180,8 @@ class Leadership:
         return bool(left or len(self._stations) or self._stations.some_departed())
 
     def _lead(self, me: int) -> AnyTask | None:
+        if (self._ready or self._errands) and not self._spread:  # left by somebody whose watcher we may have been
+            self._call_watch()
         while self._work_off(me) and self._run_errands(me):
             if self._stations.some_departed() and not self._tell_departed(me):
                 return None

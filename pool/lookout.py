@@ -15,6 +15,10 @@ from typing import Final
 SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.0002
 #: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
 WATCH: Final = 0.005
+#: the same for the next so many looks when a leader was found blocked, as others may follow: where one call in a
+#: hundred sleeps 10 ms that gives 5 times the calls, and 20 ms without one end it
+QUICK_WATCH: Final = 0.0005
+QUICK_LOOKS: Final = 40
 #: after so many looks without anything new the watcher sleeps
 LOOKS: Final = 20
 
@@ -29,6 +33,8 @@ class Lookout:
         self._since = 0.0
         self._looks = 0
         self._late = False  # the last look came late
+        self._quick = 0  # so many looks are still to be quick ones
+        self._pace = WATCH  # seconds from the last look to the next
 
     def look_locked(self, me: int, progress: int, *, leads: bool, polling: bool) -> float | None:
         """*me* is about to sleep: for how many seconds at most, as the watcher; ``None``: without limit.
@@ -46,7 +52,13 @@ class Lookout:
             self.rest_locked()
             return None
         self.watcher = me
-        return WATCH
+        self._pace = QUICK_WATCH if self._quick else WATCH
+        self._quick = max(self._quick - 1, 0)
+        return self._pace
+
+    def note_blocked_locked(self) -> None:
+        """The leader was found blocked in a call."""
+        self._quick = QUICK_LOOKS
 
     def rest_locked(self) -> None:
         """Nobody watches."""
@@ -57,7 +69,9 @@ class Lookout:
         if progress != self._seen:
             return False
         since = time.monotonic() - self._since
-        if since > 3 * WATCH and not self._late:  # the processor was elsewhere, and perhaps with him, too: look again
+        if (
+            since > 3 * self._pace and not self._late
+        ):  # the processor was elsewhere, and perhaps with him, too: look again
             self._late, self._since = True, time.monotonic()
             return False
-        return since >= WATCH / 2
+        return since >= self._pace / 2

@@ -20,10 +20,10 @@ import bbipc
 from bbipc import SocketEvent
 from pool.crew import Crew
 from pool.leader import PROBE, SPREAD
-from pool.lookout import LOOKS, SLOW, WATCH
+from pool.lookout import LOOKS, QUICK_LOOKS, QUICK_WATCH, SLOW, WATCH, Lookout
 from pool.stations import Station
 from pool.tasks import AnyTask, Task
-from tests.support.leading import READ, ScriptedCrew, Stage, staged
+from tests.support.leading import READ, Clock, ScriptedCrew, Stage, staged
 from tests.support.makers import PATIENCE, Worker, wait_until_asleep
 
 
@@ -239,8 +239,7 @@ def test_a_blocked_leader_is_relieved(stage: Stage) -> None:
         stage.clock.now += WATCH
         stage.ready("c")
         relieved.append(stage.bert(stage.round))
-        while sorted(stage.names()) != ["a", "b", "c"]:  # slow calls may be near: made one by one, apart
-            relieved.append(stage.bert(stage.round))
+        assert sorted(stage.names()) == ["a", "b", "c"]
         assert stage.names()[0] == first
         for spread in (0, 5):  # his own has something more: not told while his call runs
             stage.ready(first)
@@ -255,6 +254,57 @@ def test_a_blocked_leader_is_relieved(stage: Stage) -> None:
     while len(stage.calls) < 4:
         stage.round()
     assert sorted(stage.names()) in (["a", "a", "b", "c"], ["a", "b", "b", "c"])
+
+
+def test_whoever_relieves_calls_another_to_watch_himself_before_he_makes_a_call(stage: Stage) -> None:
+    """What is left to him may block, too, and the last watcher is he."""
+    for name in "ab":
+        stage.add(name)
+    stage.ready("a", "b")
+    nudges: list[int] = []
+
+    def block() -> None:
+        stage.during = dict.fromkeys("ab", lambda: nudges.append(stage.crew.nudges))
+        assert stage.bert(stage.lead.begin_watch) == WATCH
+        stage.clock.now += WATCH
+        nudges.append(stage.crew.nudges)
+        stage.bert(stage.round)
+
+    stage.during = {"a": block, "b": block}
+    stage.round()
+    before, during = nudges
+    assert during == before + 1
+
+
+def test_looks_are_quick_for_a_while_when_a_leader_was_found_blocked(stage: Stage) -> None:
+    for name in "ab":
+        stage.add(name)
+    stage.ready("a", "b")
+    paces: list[object] = []
+
+    def look() -> None:
+        paces.extend(stage.carl(stage.lead.begin_watch) for _ in range(QUICK_LOOKS + 2))
+
+    def block() -> None:
+        stage.during = dict.fromkeys("ab", look)
+        stage.bert(stage.lead.begin_watch)
+        stage.clock.now += WATCH
+        stage.bert(stage.round)
+
+    stage.during = {"a": block, "b": block}
+    stage.round()
+    assert paces == [QUICK_WATCH] * QUICK_LOOKS + [WATCH] * 2
+
+
+@pytest.mark.parametrize(("late", "trusted"), [(1, True), (4, False)])
+def test_a_quick_look_finds_a_blocked_leader_sooner(late: int, *, trusted: bool) -> None:
+    lookout = Lookout()
+    lookout.note_blocked_locked()
+    with mock.patch("pool.lookout.time", Clock()) as clock:
+        assert lookout.look_locked(1, 7, leads=True, polling=False) == QUICK_WATCH
+        clock.now += QUICK_WATCH * late
+        assert lookout.stands_still_locked(7) is trusted
+        assert not lookout.stands_still_locked(8)
 
 
 def test_one_who_makes_progress_is_not_relieved(stage: Stage) -> None:
