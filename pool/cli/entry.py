@@ -22,7 +22,7 @@ def run() -> int:
         for number in caught_signals():  # all is closed, and the interpreter's end has no use for them
             signal.signal(number, _end)
     except KeyboardInterrupt as error:
-        _end(getattr(error, "number", _INTERRUPTED))
+        os._exit(128 + getattr(error, "number", _INTERRUPTED))
     return code
 
 
