@@ -20,9 +20,9 @@ Nobody waits behind a slow call.
    waiting for a watcher, and where most are quick the leader makes them himself again.
 
    A processor that was busy elsewhere makes a call look slow, too; hence the probe, and hence the watcher does not
-   trust a look that came late.  So does a thread that waits for the interpreter's lock, of which making calls apart
-   gives more.  Had one slow call alone earned SPREAD more, as it once did, 2,000 connects a second beside a call a
-   millisecond kept a server at that for whole seconds, at half of its pace: answers took 300 ms, not 2.
+   trust a look that came late.  So does a thread that waits for the interpreter's lock, or for a leader who has the
+   one processor, and making calls apart gives more such threads.  Where one slow call earned SPREAD more, as once, a
+   flood of connects kept a server at that for whole seconds, at half of its pace: answers took 300 ms, not 2.
 
 A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).  One who
 is told of the same client again and again stays with him, and lays down the lead (``dialogue.py``).
@@ -373,7 +373,8 @@ class Leadership:
                     if station is not None:
                         station.busy = False
                         self._stations.release_locked(station)
-                    self._spread = min(max(self._spread - 1 + earned, 0.0), SPREAD)
+                    if self._spread:  # or else others were quick: not revived by one that has waited for their leader
+                        self._spread = min(max(self._spread - 1 + earned, 0.0), SPREAD)
 
     def _tell_departed(self, me: int) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""

@@ -469,6 +469,25 @@ def test_calls_are_made_apart_while_they_are_slow_on_the_average(stage: Stage, s
     assert bool(stage.lead._spread) is apart
 
 
+def test_a_call_that_ends_when_no_others_are_made_apart_any_more_does_not_begin_that_anew(stage: Stage) -> None:
+    """It may have waited for the leader's batch, with one processor, or for the interpreter's lock, and not blocked."""
+    for name in "ab":
+        stage.add(name)
+    stage.ready("a", "b")
+    stage.lead._spread = 1
+
+    def wait_for_the_leader() -> None:
+        stage.during.clear()
+        stage.bert(stage.round)
+        assert sorted(stage.names()) == ["a", "b"]
+        assert not stage.lead._spread
+        stage.clock.now += 10 * SLOW
+
+    stage.during = dict.fromkeys("ab", wait_for_the_leader)
+    assert stage.round() is None
+    assert not stage.lead._spread
+
+
 def test_a_pool_of_one_makes_no_call_apart(stage: Stage) -> None:
     stage.crew.max_workers = 1
     stage.add("a")
