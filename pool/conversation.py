@@ -31,32 +31,18 @@ class Conversation(Standby):
     told_at = 0.0  # when a request that wants no reply was sent last, on the monotonic clock
     _waits = False  # a read may
 
-    def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:  # noqa: PLR0912 # as said above
+    def ask(self, kind: int, payload: bytes, deadline: float | None) -> Message:
         """Send a request, and wait for the reply.
 
         :raises TimeoutError: it has not come before *deadline*, on the monotonic clock
         :raises Unsent: nothing has been sent, and nothing will be
         """
-        call = Call()
-        role, left, listening = self._role, None, CAN_WAIT
+        call, role = Call(), self._role
         try:
             tag = self.pending.add(call)
             self._send(call, kind, payload, TAGGED, tag)
-            while not call.over:
-                if deadline is not None and (left := deadline - monotonic()) <= 0:
-                    break
-                if role.setdefault(0, call) is not call:
-                    self._rest(call, left)
-                elif call.over:  # since: whoever had the role before has read the reply
-                    break
-                elif (vigil := self._vigil) is None or self._inbox or self.outgoing.stuck or self._spin:
-                    self._step(left)
-                elif listening:
-                    listening = self._listen(call, left)
-                elif vigil.wait(left):
-                    self._take_in(call)
+            self._await_reply(call, deadline)
         finally:
-            vigil = None  # an error that somebody keeps keeps this frame
             try:
                 if role[0] is call:
                     del role[0]
@@ -73,6 +59,23 @@ class Conversation(Standby):
             self._no_reply(call)
         self.used = monotonic() if not call.reply[2] & FAILED else self._doubted(call.reply)
         return call.reply
+
+    def _await_reply(self, call: Call, deadline: float | None) -> None:
+        # In a frame of its own: see the end of ``interests.py``.
+        role, left, listening = self._role, None, CAN_WAIT
+        while not call.over:
+            if deadline is not None and (left := deadline - monotonic()) <= 0:
+                break
+            if role.setdefault(0, call) is not call:
+                self._rest(call, left)
+            elif call.over:  # since: whoever had the role before has read the reply
+                break
+            elif (vigil := self._vigil) is None or self._inbox or self.outgoing.stuck or self._spin:
+                self._step(left)
+            elif listening:
+                listening = self._listen(call, left)
+            elif vigil.wait(left):
+                self._take_in(call)
 
     def post(self, kind: int, payload: bytes, deadline: float | None) -> CallFuture:
         """Send a request; the reply to come.
@@ -243,12 +246,15 @@ class Conversation(Standby):
         waiter = Waiter()
         try:
             if self._role.setdefault(0, waiter) is waiter:
-                while self._take_in():
-                    pass
+                self._take_all_in()
             else:
                 self._wake_reader()
         finally:
             self._leave(waiter)
+
+    def _take_all_in(self) -> None:
+        while self._take_in():  # as above
+            pass
 
     def _no_reply(self, call: Call) -> NoReturn:
         error, call.error = call.error, None

@@ -155,14 +155,13 @@ class Crew:
         """What is in the queue is still done; then the threads end."""
         with self._lock:
             self.ending = True
-            while self._gates:  # a Ctrl-C in the middle leaves the rest to a second call
-                gate = self._gates[0]
+            for gate in tuple(self._gates):  # a Ctrl-C in the middle leaves the rest to a second call
                 gate.refused = True
                 with contextlib.suppress(RuntimeError):
                     gate.lock.release()
                 self._gates.popleft()
-            while self._rouse_locked():
-                pass
+            for _ in range(len(self._beds)):
+                self._rouse_locked()
         self.duty.interrupt()
 
     def abandon(self) -> None:

@@ -252,7 +252,8 @@ def _union(parties: tuple[Party, ...]) -> int:
     return wanted
 
 
-# Not in the frame that holds the lock: on CPython 3.12 and 3.13 a Ctrl-C where the filter of a comprehension says no is
-# raised past the frame's own handlers, ``with`` among them (its jump back has no entry in their table).
+# Not in the frame that holds the lock: on CPython 3.12 and 3.13 a Ctrl-C at the jump back of a ``while``, or where the
+# filter of a loop or a comprehension says no, is raised past the frame's own handlers, ``with`` among them (that jump
+# has no entry in their table).
 def _without(parties: tuple[Party, ...], party: Party) -> tuple[Party, ...]:
     return tuple([other for other in parties if other is not party])

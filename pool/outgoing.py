@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from bbipc.sockets.stream import StreamSocket
@@ -115,9 +115,8 @@ class Outgoing:
         pen, token = self._pen, object()
         try:
             if pen.setdefault(0, token) is token:
-                for parcel in self.queue.copy():
-                    if parcel.owner is owner and not parcel.begun:
-                        self.queue.remove(parcel)
+                for parcel in _unbegun(self.queue.copy(), owner):
+                    self.queue.remove(parcel)
                 self.stuck = self.stuck and bool(self.queue)
         finally:
             try:
@@ -171,3 +170,8 @@ def _rest(parts: Sequence[bytes | memoryview], sent: int) -> list[bytes | memory
             rest.append(memoryview(part)[sent:] if sent else part)
         sent = max(sent - size, 0)
     return rest
+
+
+# In a frame of its own: see the end of ``interests.py``.
+def _unbegun(parcels: Iterable[Parcel], owner: object) -> list[Parcel]:
+    return [parcel for parcel in parcels if parcel.owner is owner and not parcel.begun]

@@ -122,23 +122,14 @@ class Reading:
 
     def attend(self, waiter: Waiter, deadline: float | None) -> bool:
         """Read, or sleep while somebody else does, until *waiter* is over; False: it is *deadline*."""
-        role = self._role
         try:
-            while not waiter.over:
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
-                    return False
-                if role.setdefault(0, waiter) is not waiter:
-                    self._rest(waiter, left)
-                elif not waiter.over:  # still: whoever had the role before may have ended the wait
-                    self._step(left)
+            return self._attend_until(waiter, deadline)
         finally:
             try:
                 self._leave(waiter)
             except BaseException:  # Ctrl-C in the middle: a step may be taken twice, none may be left out
                 self._leave(waiter)
                 raise
-        return True
 
     def look(self, seconds: float) -> None:
         """Deal with what has come unasked: late replies, the peer's end.  Waits *seconds* for it."""
@@ -146,10 +137,10 @@ class Reading:
         try:
             if self.open and self._role.setdefault(0, waiter) is waiter:
                 self._step(seconds)
-                vigil, looks = self._vigil, 0
-                while self.open and looks < LOOKS and vigil is not None and vigil.wait(0.0):
+                for _ in range(LOOKS):
+                    if not (self.open and (vigil := self._vigil) is not None and vigil.wait(0.0)):
+                        break
                     self._take_in()  # the end may stand behind a late reply
-                    looks += 1
         finally:
             try:
                 self._leave(waiter)
@@ -190,7 +181,18 @@ class Reading:
         error.__cause__ = reason
         return error
 
-    # By who has the role.
+    # By who has the role, or wants it.
+
+    def _attend_until(self, waiter: Waiter, deadline: float | None) -> bool:  # apart: see the end of interests.py
+        while not waiter.over:
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            if self._role.setdefault(0, waiter) is not waiter:
+                self._rest(waiter, left)
+            elif not waiter.over:  # still: whoever had the role before may have ended the wait
+                self._step(left)
+        return True
 
     def _step(self, left: float | None) -> None:
         """Look once, for *left* seconds at most."""
@@ -380,12 +382,11 @@ class Reading:
         self.open = self.at_hand = False
         self.ended = monotonic()
         self._stream.close()
-        table = self.table
-        for tag in list(table):
-            call = table.get(tag)
+        for tag in list(self.table):
+            call = self.table.get(tag)
             if call is not None:
                 call.fail(self.failure())
-                table.pop(tag, None)
+                self.table.pop(tag, None)
         for waiter in [*list(self._sleepers), *list(self._crowd), *list(self._tellers)]:
             waiter.end()
         self._vigil = None

@@ -33,8 +33,7 @@ class Turn:
         """
         waiter = Waiter()
         try:
-            while self._holder.setdefault(0, waiter) is not waiter:
-                self._sleep(waiter, deadline)
+            self._wait_for_it(waiter, deadline)
             return action(waiter)
         finally:
             try:
@@ -58,6 +57,11 @@ class Turn:
         """Let everybody look around."""
         for waiter in list(self._sleepers):
             waiter.wake()
+
+    def _wait_for_it(self, waiter: Waiter, deadline: float | None) -> None:
+        # In a frame of its own: see the end of ``interests.py``.
+        while self._holder.setdefault(0, waiter) is not waiter:
+            self._sleep(waiter, deadline)
 
     def _sleep(self, waiter: Waiter, deadline: float | None) -> None:
         left = None if deadline is None else deadline - time.monotonic()

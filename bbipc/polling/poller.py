@@ -125,8 +125,7 @@ class Poller(Registry):
                 self._waker.wake()
             else:
                 self._waker = RETIRED
-            while self._watches:
-                watch = next(iter(self._watches.values()))
+            for watch in tuple(self._watches.values()):
                 watch.socket._remove_watcher(self)
                 self._watches.pop(watch.number, None)
             self._looked.clear()
