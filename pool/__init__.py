@@ -47,6 +47,7 @@ else:  # not for checkers: to them a module with a __getattr__ would have every 
 
         # Packages first, and whole.  Who imports a module of one that nobody has imported yet holds that module's lock
         # while he waits for the package's, and the package's own import asks for them the other way round.
+        import_module("bbipc")
         import_module("bbipc.messages")
         thing = globals()[name] = getattr(import_module(f"pool.{_ORIGINS[name]}"), name)
         return thing

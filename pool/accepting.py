@@ -4,10 +4,12 @@ Law of this file: connections are accepted on the poller thread, ``TURN`` at mos
 looks at its other sockets, and handed on at once.  Any thread may tell that a connection has left, and close the
 doors.  Nothing here waits.
 
-The doors are shut, that is the monitors paused and the peers left in the kernel's backlog, for two reasons:
+The doors are shut, that is the monitors paused and the peers left in the kernel's backlog, for three reasons:
 
 - *full*: there are as many connections as there may be.  Until one leaves.
 - *short*: the system is out of something.  For ``PAUSE`` seconds; then it is tried again.
+- *behind*, which counts as short: ``TURN`` sockets and more are ready, and wait for the workers.  Then ``FEW`` are let
+  in, every ``SOON``: those that are inside come first, and nobody is left outside for good.
 
 Out of descriptors (EMFILE, ENFILE) the peers that wait are turned away first, with the spare number
 (``bbipc/sockets/spare.py``): they see an end at once, and may go elsewhere.  Has somebody stolen that number, nobody
@@ -37,11 +39,14 @@ from pool.seldom import Seldom
 
 #: connections accepted, or turned away, of one listening socket before the others have their turn
 TURN: Final = 64
+#: the same where the workers are behind: 2,000 a second
+FEW: Final = 4
 #: seconds that a turn takes at most, and one accept: beside busy workers each waits for the interpreter's lock
 TURN_TIME: Final = 0.01
 #: seconds that the doors stay shut when the system is out of something
 PAUSE: Final = 0.1
-#: the same when others have taken the spare number: nobody can be turned away before we have one again
+#: the same when others have taken the spare number: nobody can be turned away before we have one again; and when the
+#: workers are behind
 SOON: Final = 0.002
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -55,6 +60,7 @@ class Accepting:
     *take*: called there with every connection; what it raises as OSError or RuntimeError closes the connection.
     *inside*: how many there are now; *limit*: how many there may be, ``None``: any number.  *on_full*: called there
     whenever that many are reached.  *on_end*: called when the loop was closed and nobody can be accepted any more.
+    *backlog*: how many sockets are ready and wait for the workers.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Accepting:
         limit: int | None,
         on_end: Callable[[Exception], object],
         on_full: Callable[[], object] | None = None,
+        backlog: Callable[[], int] = int,
     ) -> None:
         self.accepted = 0  # these three are the poller thread's
         self.shed = 0
@@ -78,6 +85,7 @@ class Accepting:
         self._limit = limit
         self._on_end = on_end
         self._on_full = on_full
+        self._backlog = backlog
         self._spare = SpareNumber()
         self._warnings = Seldom()
         self._lock = threading.RLock()  # taken before the loop's; guards what follows
@@ -132,8 +140,14 @@ class Accepting:
             # Whoever is let in now may get the number that was stolen, and nobody could be turned away any more.
             self._shut_for(SOON)
             return
+        behind = self._backlog() >= TURN
+        self._let_in(server, FEW if behind else TURN)
+        if behind and not self.paused:
+            self._shut_for(SOON)
+
+    def _let_in(self, server: StreamServer, most: int) -> None:
         end = time.monotonic() + TURN_TIME
-        for _ in range(TURN):
+        for _ in range(most):
             if not self._has_room():
                 return
             try:

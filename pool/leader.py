@@ -121,8 +121,8 @@ class Leadership:
         with self._lock:
             lookout.watcher = 0
             lookout.called = call = bool(self._leader) and not self._polling
-        if call:
-            self._crew.nudge()
+        if call and not self._crew.nudge():
+            lookout.called = False
 
     def follow_up(self, errand: Errand) -> None:
         """Have *errand* run; any thread.  By the caller himself, if he leads."""
@@ -138,6 +138,10 @@ class Leadership:
             self._stations.wake()
         elif nobody:
             self._crew.nudge()
+
+    def backlog(self) -> int:
+        """How many events were told and wait for their calls."""
+        return len(self._ready)
 
     def interrupt(self) -> None:
         """There is a task, and nobody but the leader to take it."""
@@ -319,6 +323,8 @@ class Leadership:
         """Run what the calls have left; False: the lead is lost, or was laid down."""
         if not self._errands:
             return True
+        if not self._spread:  # one may have come since somebody was called to watch
+            self._call_watch()
         count, started = 0, time.monotonic()
         while self._generation == fork.generation:
             with self._lock:

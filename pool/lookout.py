@@ -16,8 +16,8 @@ SLOW: Final = 0.001 if getattr(sys, "_is_gil_enabled", lambda: True)() else 0.00
 #: seconds between two looks of the watcher.  Shorter finds a blocked leader earlier; this one costs 0.3 % of a core
 WATCH: Final = 0.005
 #: the same for the next so many looks when a leader was found blocked, as others may follow: where one call in a
-#: hundred sleeps 10 ms that gives 6 to 8 times the calls.  They cost a tenth of a core, and 10 to 20 ms without another
-#: blocked leader end them
+#: hundred sleeps 10 ms that gives 6 to 8 times the calls.  They cost a tenth of a core, and last while some calls take
+#: longer than about 0.2 ms; 10 to 20 ms without such a call end them
 QUICK_WATCH: Final = 0.0001
 QUICK_LOOKS: Final = 100
 #: after so many looks without anything new the watcher sleeps

@@ -10,6 +10,7 @@ what is the server's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -27,9 +28,14 @@ from pool.worker_pool import WorkerPool
 
 
 class Runner(Protocol):
-    """Where handlers run.  ``loop``: the thread that accepts, and looks after deadlines."""
+    """Where handlers run.
+
+    ``loop``: the thread that accepts, and looks after deadlines.  ``backlog``: how many connections are ready, and wait
+    for other threads.
+    """
 
     loop: PollingLoop
+    backlog: Callable[[], int]
 
     def connect(self, service: Service, stream: StreamSocket, peer: Peer) -> MessageConnection:
         """A connection whose handlers run there."""
@@ -52,6 +58,7 @@ class WorkerRunner:
         self._workers = workers
         self._own = own
         self.loop: PollingLoop = workers.poller_thread
+        self.backlog: Callable[[], int] = workers.backlog
 
     def connect(self, service: Service, stream: StreamSocket, peer: Peer) -> MessageConnection:
         """See Runner."""
@@ -76,6 +83,7 @@ class LoopRunner:
     def __init__(self, executor: Executor | None) -> None:
         self._executor = executor
         self.loop: PollingLoop = PollerThread(name="bbipc-messages")
+        self.backlog: Callable[[], int] = int
         self._later = Later(self.loop)
 
     def connect(self, service: Service, stream: StreamSocket, peer: Peer) -> MessageConnection:

@@ -197,6 +197,7 @@ class MessageServer(ServerFace[Client]):
             limit=self._limits.max_connections,
             on_end=self._cannot_go_on,
             on_full=self._on_full,
+            backlog=runner.backlog,
         )
         self._service.sweep.begin(runner.loop)
         self._runner, self._loop, self._accepting = runner, runner.loop, accepting

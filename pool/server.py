@@ -164,6 +164,7 @@ class ConnectionServer(ServerFace[Connection]):
             inside=self._connections.__len__,
             limit=self._limit,
             on_end=self._cannot_go_on,
+            backlog=self.workers.backlog,
         )
         try:
             self._accepting.open()

@@ -134,6 +134,8 @@ class WorkerPool(Executor):
         #: Not for users: have an errand run on a worker, next of all where a worker's own call asks; see leader.py.
         #: What is left when the pool is shut down is not run.
         self.follow_up: Final[Callable[[Errand], None]] = self._leadership.follow_up
+        #: Not for users: how many sockets are ready, and wait for their calls.
+        self.backlog: Final[Callable[[], int]] = self._leadership.backlog
         self._generation = fork.generation
         # By these names CPython's own tests of executors look at one.
         self._max_workers = max_workers

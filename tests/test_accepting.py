@@ -20,7 +20,7 @@ import bbipc
 from bbipc import PollerClosedError, SocketClosedError, SocketError, StreamSocket
 from bbipc.sockets.handle import make_handle
 from bbipc.sockets.spare import SpareNumber
-from pool.accepting import PAUSE, SOON, TURN, Accepting
+from pool.accepting import FEW, PAUSE, SOON, TURN, Accepting
 from pool.polling_loop import PollingLoop
 from pool.seldom import Seldom
 from tests.support.makers import PATIENCE, Namespace, Server, Worker, make_namespace
@@ -65,8 +65,15 @@ class Doors:
         self.loop = loop
         self.ended: list[Exception] = []
         self.servers = servers
+        self.backlog = 0  # sockets that are ready, and wait for workers
         self.accepting = Accepting(
-            servers, loop, self.take, inside=self.taken.__len__, limit=limit, on_end=self.ended.append
+            servers,
+            loop,
+            self.take,
+            inside=self.taken.__len__,
+            limit=limit,
+            on_end=self.ended.append,
+            backlog=lambda: self.backlog,
         )
 
     def take(self, stream: StreamSocket) -> None:
@@ -188,6 +195,27 @@ def test_a_turn_is_bounded_in_time(ipv4: Namespace, loop: PollingLoop) -> None:
         for count in (1, 2, 3):
             doors.accepting._turn(server, server, bbipc.SocketEvent.CONNECTION_AVAILABLE)
             assert len(doors.taken) == count
+
+
+def test_behind_workers_who_lag_few_are_let_in_at_a_time(ipv4: Namespace, loop: PollingLoop) -> None:
+    """Those that are inside come first; and nobody is left outside for good."""
+    server = ipv4.make_server(backlog=64)
+    with Doors(loop, server, opens=False) as doors, contextlib.ExitStack() as stack:
+        doors.backlog = TURN
+        with mock.patch.object(Accepting, "_shut_for", autospec=True) as shut_for:
+            for _ in range(3 * FEW):
+                stack.enter_context(ipv4.connect_plainly(server))
+            doors.accepting._spare.take()
+            doors.accepting._turn(server, server, bbipc.SocketEvent.CONNECTION_AVAILABLE)
+        shut_for.assert_called_once_with(doors.accepting, SOON)
+        assert len(doors.taken) == FEW
+        doors.accepting.open()
+        until(lambda: len(doors.taken) == 3 * FEW)
+        doors.backlog = TURN - 1
+        for _ in range(2 * FEW):
+            stack.enter_context(ipv4.connect_plainly(server))
+        until(lambda: len(doors.taken) == 5 * FEW)
+        until(lambda: not doors.accepting.paused)
 
 
 def test_full_doors_are_shut_and_open_again(namespace: Namespace, loop: PollingLoop) -> None:

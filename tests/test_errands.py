@@ -228,6 +228,23 @@ def test_what_an_errand_raises_is_logged(stage: Stage, caplog: pytest.LogCapture
     assert [type((record.exc_info or (None, None))[1]) for record in caplog.records] == [ValueError]
 
 
+def test_an_errand_that_comes_between_two_looks_of_the_leader_is_watched(stage: Stage) -> None:
+    """Behind his look whether something was left to him, and before he runs it: nobody watches as yet."""
+    stage.add("a")
+    watchers: list[bool] = []
+    errand = Pieces(lambda: watchers.append(stage.lead._lookout.called))
+    monotonic = stage.clock.monotonic
+
+    def leave_one() -> float:
+        stage.clock.monotonic = monotonic  # type: ignore[method-assign]
+        stage.bert(lambda: stage.lead.follow_up(errand))
+        return monotonic()
+
+    stage.clock.monotonic = leave_one  # type: ignore[method-assign] # the first of his clocks comes behind that look
+    stage.round()
+    assert watchers == [True]
+
+
 def test_pieces_that_block_run_side_by_side_in_a_pool() -> None:
     """Four pieces of one errand wait for each other; it was left by a call, whose socket is served meanwhile."""
     barrier = threading.Barrier(4)

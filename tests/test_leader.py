@@ -488,6 +488,22 @@ def test_a_call_that_ends_when_no_others_are_made_apart_any_more_does_not_begin_
     assert not stage.lead._spread
 
 
+def test_a_watcher_who_leaves_where_no_other_can_be_had_is_not_thought_to_have_been_replaced(stage: Stage) -> None:
+    stage.add("a")
+    stage.ready("a")
+    called: list[bool] = []
+
+    def leave() -> None:
+        stage.bert(stage.lead.begin_watch)
+        stage.crew.nudge = lambda: False  # type: ignore[method-assign]
+        stage.bert(stage.lead.leave)
+        called.append(stage.lead._lookout.called)
+
+    stage.during["a"] = leave
+    stage.round()
+    assert called == [False]
+
+
 def test_a_pool_of_one_makes_no_call_apart(stage: Stage) -> None:
     stage.crew.max_workers = 1
     stage.add("a")

@@ -29,8 +29,8 @@ _ENDING: Final = ("SIGTERM", "SIGHUP")
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line *words* (``None``: the program's own); the exit code (see ``exits.py``).
 
-    For the main thread of a program of its own: it takes over SIGINT, SIGTERM, SIGHUP and the hooks for errors that
-    nobody catches, and does not give them back.
+    For the main thread of a program of its own: it takes over SIGINT, SIGTERM, SIGHUP, a SIGCHLD that is ignored, and
+    the hooks for errors that nobody catches, and does not give them back.
     """
     try:
         fill_standard_streams()
