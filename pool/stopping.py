@@ -150,9 +150,12 @@ class Stopping:
             with self._lock:
                 self._pollers.append(gate)
             start()
-            while not self._done:
-                gate.wait_for_events(None)
-                forget_signals()
+            self._wait_at(gate, forget_signals)
+
+    def _wait_at(self, gate: Poller, forget_signals: Callable[[], object]) -> None:
+        while not self._done:  # in a frame of its own: see the end of ``interests.py``
+            gate.wait_for_events(None)
+            forget_signals()
 
     def _run_apart(self) -> None:
         with self._lock:  # whoever starts us has it until he is done; a Ctrl-C may have made him give us up
