@@ -107,7 +107,7 @@ class Conversation(Standby):
             if not self._send(waiter, kind, payload, NO_RESPONSE, NO_REPLY):
                 if not self.attend(waiter, deadline):
                     raise TimeoutError("the peer did not take it in time")
-                if any(parcel.owner is waiter for parcel in self.outgoing.queue.copy()):
+                if self.outgoing.holds(waiter):
                     raise self.failure()
         finally:
             self.told_at = monotonic()
@@ -253,7 +253,7 @@ class Conversation(Standby):
             self._leave(waiter)
 
     def _take_all_in(self) -> None:
-        while self._take_in():  # as above
+        while self._take_in():  # in a frame of its own, too
             pass
 
     def _no_reply(self, call: Call) -> NoReturn:

@@ -159,7 +159,8 @@ class Crew:
                 gate.refused = True
                 with contextlib.suppress(RuntimeError):
                     gate.lock.release()
-                self._gates.popleft()
+                with contextlib.suppress(ValueError):  # a signal handler in here has shut the pool down as well
+                    self._gates.remove(gate)
             for _ in range(len(self._beds)):
                 self._rouse_locked()
         self.duty.interrupt()

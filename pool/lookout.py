@@ -70,9 +70,7 @@ class Lookout:
         if progress != self._seen:
             return False
         since = time.monotonic() - self._since
-        if (
-            since > 3 * self._pace and not self._late
-        ):  # the processor was elsewhere, and perhaps with him, too: look again
+        if since > 3 * self._pace and not self._late:  # the processor was elsewhere, perhaps with him, too: look again
             self._late, self._since = True, time.monotonic()
             return False
         return since >= self._pace / 2

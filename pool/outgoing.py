@@ -110,6 +110,10 @@ class Outgoing:
                     pass
         return not queue
 
+    def holds(self, owner: object) -> bool:
+        """Whether some of *owner*'s request has not left."""
+        return any(parcel.owner is owner for parcel in self.queue.copy())
+
     def drop(self, owner: object) -> None:
         """Take *owner*'s request back, if nothing of it has left and nobody is just writing."""
         pen, token = self._pen, object()

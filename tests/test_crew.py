@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures.thread import BrokenThreadPool
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -776,3 +777,23 @@ def test_a_thread_that_whoever_starts_it_has_given_up_takes_nothing() -> None:
             pool.submit(int)
         assert not pool._crew.threads
         assert pool.submit(threading.current_thread).result(PATIENCE) in pool._crew.threads
+
+
+def test_an_end_inside_an_end_leaves_nobody_at_the_queue() -> None:
+    """A signal handler that shuts the pool down in the middle of a shutdown, in the same thread."""
+    crew = Crew(1, name="x", limit=1, initialize=None)
+    released: list[int] = []
+
+    def release(number: int) -> None:
+        released.append(number)
+        if released == [0]:
+            crew.end()
+
+    gates = [mock.Mock(refused=False) for _ in range(3)]
+    for number, gate in enumerate(gates):
+        gate.lock.release.side_effect = partial(release, number)
+    crew._gates.extend(gates)
+    crew.end()
+    assert not crew._gates
+    assert all(gate.refused for gate in gates)
+    assert sorted(set(released)) == [0, 1, 2]
