@@ -72,7 +72,7 @@ class Dialogues:
         self._lock = stations.lock
         self.standing: list[Dialogue] = []  # under the lock
         self._generation = fork.generation
-        self._last: Socket | None = None  # these are the leader's
+        self.last: Socket | None = None  # these are the leader's
         self._last_told = 0.0
         self._streak = 0
         self._enough = ENOUGH
@@ -83,24 +83,26 @@ class Dialogues:
         """He was told of *socket* alone; ``None``: of several, or of none.  *now*: when he began to wait for that."""
         station = self._stations.table.get(socket) if socket is not None else None
         if station is None or station.listener is None:  # others are not even remembered: that would keep them alive
-            self._last = None
-        elif socket is self._last and now - self._last_told < TICK:
+            self.last = None
+        elif socket is self.last and now - self._last_told < TICK:
             self._streak += 1
         else:
-            self._last, self._streak = socket, 0
+            self.last, self._streak = socket, 0
         self._last_told = now
+
+    def due(self) -> bool:
+        """Whether he was told of one socket alone often enough."""
+        return self._streak >= self._enough
 
     def begin_locked(self) -> Dialogue | None:
         """The dialogue to be had now, if there is one: its station is held, and the caller is to lay down the lead."""
-        if self._streak < self._enough:
-            return None
-        socket, self._last, self._streak = self._last, None, 0
+        socket, self.last, self._streak = self.last, None, 0
         station = self._stations.table.get(socket) if socket is not None else None
         if station is None or station.listener is None or not CAN_WAIT:
             return None
         if not self._crew.idle() or self._crew.spare() < 2:
             return None
-        if self._stations.hold_locked(station) is None:
+        if not self._stations.hold_locked(station):
             return None
         dialogue = Dialogue(station, station.listener)
         self.standing.append(dialogue)
@@ -158,5 +160,5 @@ class Dialogues:
 
     def _end_locked(self, dialogue: Dialogue) -> None:
         self.standing.remove(dialogue)
-        dialogue.station.busy = False
+        dialogue.station.idle.append(None)
         self._stations.release_locked(dialogue.station)

@@ -10,9 +10,9 @@ again.  While all is quick no socket is disarmed: nobody polls meanwhile, so nob
 Nobody waits behind a slow call.
 
 1. While a leader makes calls, one idle worker *watches* him: every WATCH seconds he looks whether the leader still
-   makes the same call as before.  If so he takes the lead: the rest of the batch, then the poll; and for a while looks
-   come every QUICK_WATCH seconds.  (The watcher sleeps without limit when nothing has happened for a while; a leader
-   nudges one awake at his next batch, and before what somebody else has left to him.)
+   makes the same call as before (``Term.steps``).  If so he takes the lead: the rest of the batch, then the poll; and
+   for a while looks come every QUICK_WATCH seconds.  (The watcher sleeps without limit when nothing has happened for a
+   while; a leader nudges one awake at his next batch, and before what somebody else has left to him.)
 2. A leader who finds the lead lost when his call returns is a worker like any other.
 3. Where calls seem to be slow, the next PROBE of them are made *apart*: the leader disarms the socket and lays down
    the lead before he makes the call, and nudges the next worker.  Each of these uses one up, and earns as many more as
@@ -24,6 +24,8 @@ Nobody waits behind a slow call.
    one processor, and making calls apart gives more such threads.  Where one slow call earned SPREAD more, as once, a
    flood of connects kept a server at that for whole seconds, at half of its pace: answers took 300 ms, not 2.
 
+Calls of the usual kind are made in ``term.py``, without a lock; what is unusual, here.
+
 A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).  One who
 is told of the same client again and again stays with him, and lays down the lead (``dialogue.py``).
 
@@ -33,7 +35,7 @@ each taking pieces.  If one blocks, whoever takes the lead runs the same errand 
 calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves itself comes
 behind the next look at the sockets, so one without end starves nobody.
 
-Who guards what: everything here belongs to the lock of the stations; the order is this one, the poller's, a socket's.
+Who guards what: all but the terms belongs to the lock of the stations; the order is this one, the poller's, a socket's.
 Nothing is asked of the crew while it is held, nor the other way round: neither comes first.
 """
 
@@ -44,18 +46,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 from bbipc.errors import PollerClosedError
-from bbipc.events import SocketEvent
 from bbipc.sockets import fork
-from bbipc.sockets.base import Socket
 from pool.crew import Crew
 from pool.dialogue import Dialogues
 from pool.lookout import SLOW, WATCH, Lookout
-from pool.station_calls import failed, farewell, make_call, run_errand
+from pool.station_calls import farewell, make_call, run_errand
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
+from pool.term import Report, Term
 
 #: seconds until the kernel is asked again for what it had no room for
 RETRY: Final = 0.05
@@ -73,45 +74,42 @@ class Leadership:
         self._crew = crew
         self._stations = stations
         self._lock = stations.lock
-        self._ready: deque[tuple[Socket, SocketEvent]] = deque()  # told by the poller, no call made yet
-        self._leader = 0  # the thread's ident; 0: nobody
-        self._polling = False  # the leader waits for events
-        self._polled = False  # he has waited, or looked, since he began to lead
-        self._ready_since = 0  # the changes of the stations when he was told of what is ready
-        self._progress = 0  # how many polls and calls have begun
+        self._ready: deque[Report] = deque()  # told by the poller, no call made yet
+        self._term: Term | None = None  # the leader's; None: nobody leads
+        self._last = Term(0)  # the same, or the one before
         self._spread = 0.0  # so many calls are still to be made apart
         self._errands: deque[Errand] = deque()
         self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
-        self._running: Errand | None = None  # by the leader
-        self._calling: Station | None = None  # whose call the leader makes
         self._lookout = Lookout()
-        self._dialogues = Dialogues(crew, stations, lambda: self._leader)
+        self._dialogues = Dialogues(crew, stations, lambda: self._term is not None)
         self._generation = fork.generation
 
     # What the crew asks; see duty.py.
 
     def perform(self) -> AnyTask | None:
         """Lead, if nobody else does, for as long as the lead is not lost and there is no task."""
-        me = threading.get_ident()
-        if not self._begin(me):
+        term = self._begin(threading.get_ident())
+        if term is None:
             return None
         try:
-            return self._lead(me)
+            return self._lead(term)
         except PollerClosedError:  # the pool is shut down
             return None
         finally:
-            self._lay_down(me)
+            self._lay_down(term)
 
     def wanted(self) -> bool:
         """Whether somebody has to lead, and nobody does."""
         with self._lock:
-            return not self._leader and self._something_to_do_locked() and not self._crew.ending
+            return self._term is None and self._something_to_do_locked() and not self._crew.ending
 
     def begin_watch(self) -> float | None:
         """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
         me = threading.get_ident()
         with self._lock:
-            return self._lookout.look_locked(me, self._progress, leads=bool(self._leader), polling=self._polling)
+            term = self._last
+            leads, polling = self._term is not None, term.polling
+            return self._lookout.look_locked(me, term.steps, leads=leads, polling=polling)
 
     def leave(self) -> None:
         """About to run a task: somebody else has to watch."""
@@ -120,24 +118,24 @@ class Leadership:
             return
         with self._lock:
             lookout.watcher = 0
-            lookout.called = call = bool(self._leader) and not self._polling
+            lookout.called = call = self._term is not None and not self._term.polling
         if call and not self._crew.nudge():
             lookout.called = False
 
     def follow_up(self, errand: Errand) -> None:
         """Have *errand* run; any thread.  By the caller himself, if he leads."""
-        station = self._calling  # before the look at who leads: so it is the caller's own, if he leads
-        if station is not None and self._leader == threading.get_ident() and station.errand is None:
+        term = self._own_term()
+        if term is not None and (station := term.calling) is not None and station.errand is None:
             station.errand = errand
             return
         with self._lock:
-            leads = self._leader == threading.get_ident()
-            (self._later if leads and self._running is not None else self._errands).append(errand)
-            polling, nobody = self._polling, not self._leader
-        if polling:
-            self._stations.wake()
-        elif nobody:
+            term = self._own_term()
+            (self._later if term is not None and term.running is not None else self._errands).append(errand)
+            nobody, polling = self._term is None, self._last.polling
+        if nobody:
             self._crew.nudge()
+        elif polling:
+            self._stations.wake()
 
     def backlog(self) -> int:
         """How many events were told and wait for their calls."""
@@ -146,7 +144,7 @@ class Leadership:
     def interrupt(self) -> None:
         """There is a task, and nobody but the leader to take it."""
         with self._lock:
-            polling = self._polling
+            polling = self._term is not None and self._term.polling
         if polling:
             self._stations.wake()
 
@@ -161,100 +159,121 @@ class Leadership:
 
     # The lead.
 
-    def _begin(self, me: int) -> bool:
-        """Take the lead, if nobody has it, or its holder is blocked."""
+    def _own_term(self) -> Term | None:
+        """The caller's, if he leads."""
+        term = self._term
+        return term if term is not None and term.ident == threading.get_ident() else None
+
+    def _begin(self, me: int) -> Term | None:
+        """Take the lead, if nobody has it, or its holder is blocked; ``None``: not now."""
         lookout = self._lookout
         with self._lock:
-            if self._leader == 0:
+            if self._term is None:
                 if self._crew.ending or not self._something_to_do_locked():
-                    return False
+                    return None
             elif lookout.watcher != me or not self._blocked_locked():
-                return False
+                return None
             else:
                 lookout.note_blocked_locked()
-                if self._running is not None and self._running.waiting():
-                    self._errands.appendleft(self._running)
-            self._leader, self._polled, self._running, self._calling = me, False, None, None
+                self._last.lost = True  # first: see ``term.py``
+                running = self._last.running
+                if running is not None and running.waiting():
+                    self._errands.appendleft(running)
+            self._term = self._last = Term(me, self._last)
             if lookout.watcher in (0, me):
                 lookout.rest_locked()
-            return True
+            return self._term
 
     def _something_to_do_locked(self) -> bool:
         left = self._ready or self._errands or self._later
-        return bool(left or len(self._stations) or self._stations.some_departed())
+        return bool(left or len(self._stations) or self._stations.departed or self._stations.closed_sockets)
 
-    def _lead(self, me: int) -> AnyTask | None:
-        if (self._ready or self._errands) and not self._spread:  # left by somebody whose watcher we may have been
+    def _lead(self, term: Term) -> AnyTask | None:
+        ready, errands, crew, stations = self._ready, self._errands, self._crew, self._stations
+        term.worked_until = time.monotonic()
+        if (ready or errands) and not self._spread:  # left by somebody whose watcher we may have been
             self._call_watch()
-        while self._work_off(me) and self._run_errands(me):
-            if self._stations.some_departed() and not self._tell_departed(me):
+        while (not ready or self._work_off(term)) and (not errands or self._run_errands(term)):
+            if (stations.departed or stations.closed_sockets) and not self._tell_departed(term):
                 return None
             # Behind a poll, and what came of it: tasks that never cease do not starve the sockets.
-            task = self._crew.try_take() if self._crew.tasks and self._polled else None
-            if task is not None or self._crew.ending or not self._poll(me):
+            task = crew.try_take() if crew.tasks and term.polled else None
+            if task is not None or crew.ending or not self._poll(term):
                 return task
         return None
 
     def _blocked_locked(self) -> bool:
         """Whether the leader still makes the call that he made when the watcher looked last."""
-        return not self._polling and self._lookout.stands_still_locked(self._progress)
+        return not self._last.polling and self._lookout.stands_still_locked(self._last.steps)
 
-    def _lay_down(self, me: int) -> None:
+    def _resign_locked(self, term: Term) -> None:
+        term.lost = True
+        self._term = None
+
+    def _lay_down(self, term: Term) -> None:
         """Give up the lead; somebody else takes it, if anybody is free."""
         if self._generation != fork.generation:
             return
         with self._lock:
-            if self._leader != me:
+            if term.lost:
                 return
-            self._leader = 0
+            self._resign_locked(term)
         if self.wanted():
             self._crew.nudge()
 
-    def _poll(self, me: int) -> bool:
+    def _poll(self, term: Term) -> bool:
         """Wait for events; False: the lead is lost, or was laid down, or there is nothing to wait for."""
+        stations, dialogues, dialogue, pause = self._stations, self._dialogues, None, None
         with self._lock:
-            dialogues, poller = self._dialogues, self._stations.poller
-            if self._leader != me:
+            poller = stations.poller
+            if term.lost:
                 return False
-            if self._stations.some_departed():
+            if stations.departed or stations.closed_sockets:
                 return True
-            pause = None
-            if self._stations.unarmed:
-                self._stations.try_again_locked()
-                pause = RETRY if self._stations.unarmed else None
-            if self._later:
-                self._errands.extend(self._later)
-                self._later.clear()
-            if dialogues.standing:
-                self._errands.extend(dialogues.look_locked())
-                pause = WATCH
-            if poller is None or not len(self._stations):
-                if not self._errands:
-                    self._leader = 0
-                return bool(self._errands)
-            hurried = self._spread or self._spin or self._errands or self._crew.tasks
-            dialogue = None if hurried else dialogues.begin_locked()
-            self._leader, self._polling = (me, True) if dialogue is None else (0, False)
-            self._progress += 1
-            self._ready_since = self._stations.changes
+            if self._later or stations.unarmed or dialogues.standing:
+                pause = self._prepare_locked()
+            if poller is None or not stations.table:
+                return bool(self._errands)  # else somebody else leads when there is something
+            if dialogues.due() and not (self._spread or self._spin or self._errands or self._crew.tasks):
+                dialogue = dialogues.begin_locked()
+            if dialogue is None:
+                term.polling = True
+            else:
+                self._resign_locked(term)
+            term.since = stations.changes
         if dialogue is not None:
             dialogues.hold(dialogue)
             return False
-        batch: list[tuple[Socket, SocketEvent]] = []
+        batch: list[Report] = []
         try:
-            now = time.monotonic()
             # Who puts a task down looks afterwards whether somebody polls: one of us sees the other.
-            at_once = self._crew.tasks or self._errands or self._crew.ending or now < self._awake_until
+            at_once = bool(self._crew.tasks or self._errands or self._crew.ending)
+            at_once = at_once or (self._spin > 0 and time.monotonic() < self._awake_until)
             batch = poller.wait_for_events(0 if at_once else pause)
         finally:
-            with self._lock:
-                self._polling, self._polled = False, True
-                self._progress += 1
-                self._ready.extend(batch)
-        dialogues.told(batch[0][0] if len(batch) == 1 else None, now)
+            # In this order: who is called to take over finds what was told, and then nobody who waits.
+            self._ready.extend(batch)
+            term.polled = True
+            term.steps += 1
+            term.polling = False
+        if len(batch) == 1 or dialogues.last is not None:
+            dialogues.told(batch[0][0] if len(batch) == 1 else None, term.worked_until)
         if batch or self._errands:
             self._call_watch()
         return True
+
+    def _prepare_locked(self) -> float | None:
+        """Before a wait: what comes seldom; how long to wait at most, ``None``: without limit."""
+        stations, dialogues, pause = self._stations, self._dialogues, None
+        if stations.unarmed:
+            stations.try_again_locked()
+            pause = RETRY if stations.unarmed else None
+        self._errands.extend(self._later)
+        self._later.clear()
+        if dialogues.standing:
+            self._errands.extend(dialogues.look_locked())
+            pause = WATCH
+        return pause
 
     def _call_watch(self) -> None:
         """User code is about to be called: somebody is to watch."""
@@ -263,63 +282,73 @@ class Leadership:
             if not self._crew.nudge():  # perhaps there will be one later
                 self._lookout.called = False
 
-    def _work_off(self, me: int) -> bool:  # noqa: PLR0912 # every frame more is paid by every call
+    def _work_off(self, term: Term) -> bool:
         """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
-        lock, ready, stations, table = self._lock, self._ready, self._stations, self._stations.table
-        station: Station | None = None
-        apart: Station | None = None
-        errand: Errand | None = None
-        told, quick = cast(tuple[Socket, SocketEvent], ()), True
-        count, started = len(ready), time.monotonic()
-        while self._generation == fork.generation:
-            with lock:
-                if station is not None:
-                    station.busy = False
-                    errand, station.errand = station.errand, None
-                    if station.held or station.farewell is not None:
-                        stations.release_locked(station)
-                    station = None
-                mine = self._leader == me
-                if not mine:
-                    break
-                self._calling, self._running = None, errand
-                self._progress += 1
-                if errand is None:
-                    if not ready:
-                        break
-                    told = ready.popleft()
-                    station = table.get(told[0])
-                    if station is None:
-                        stations.drop_locked(told[0])
-                        continue
-                    quick = stations.changes == self._ready_since and not stations.closed_sockets
-                    if station.busy or station.paused or self._spread:
-                        apart, station = self._part_locked(station), None
-                    else:
-                        apart = None
-                        station.busy, self._calling = True, station
-            if errand is not None:
-                count += run_errand(errand)
-                errand = None
-            elif apart is not None:
-                self._apart(partial(make_call, apart, *told), apart)
-                return False
-            elif station is not None:
-                if quick:
-                    try:
-                        station.call(*told)
-                    except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-                        failed(station, error)
-                else:
-                    make_call(station, *told)
-        else:  # a call has forked, and returned in the child, where there are no workers
+        ready, count, started, going = self._ready, 0, time.monotonic(), True
+        while going and ready:
+            report: Report | None = None
+            if not self._spread:
+                made, report = term.make_calls(ready, self._stations, self._finish, self.follow_up)
+                count += made
+            if report is not None or ready:
+                going, made = self._call_with_care(term, report)
+                count += made
+        if self._generation != fork.generation:  # a call has forked, and returned in the child, without workers
             return False
-        if errand is not None:
-            self.follow_up(errand)
-        self._judge(count, started)
-        return mine
+        self._judge(term, count, started)
+        return not term.lost
 
-    def _run_errands(self, me: int) -> bool:
+    def _call_with_care(self, term: Term, report: Report | None) -> tuple[bool, int]:
+        """Make the call of *report*, or of the next one, if there is any.
+
+        False: there is none, or the lead is lost.  Beside it: how many calls and pieces of errands were made.
+        """
+        if self._generation != fork.generation:
+            return False, 0
+        with self._lock:
+            if term.lost or not (report or self._ready):  # what was told, and not called for, will be told again
+                return False, 0
+            socket, events = report or self._ready.popleft()
+            term.steps += 1
+            station = self._stations.table.get(socket)
+            if station is None:
+                self._stations.drop_locked(socket)
+                return True, 0
+            apart = bool(station.busy or station.paused or self._spread)
+            if apart:
+                if not self._stations.hold_locked(station):
+                    return True, 0
+                self._resign_locked(term)
+            else:
+                station.idle.pop()
+                term.calling = station
+        if apart:
+            self._apart(partial(make_call, station, socket, events), station)
+            return False, 0
+        make_call(station, socket, events)
+        term.calling = None
+        station.idle.append(None)
+        return True, 1 + self._finish(term, station)
+
+    def _finish(self, term: Term, station: Station) -> int:
+        """The call of *station* has returned: what it has left, and what was left for that; how many pieces."""
+        if self._generation != fork.generation:
+            return 0
+        with self._lock:
+            errand, station.errand = station.errand, None
+            self._stations.release_locked(station)
+            term.running = None if term.lost else errand
+            term.steps += 1
+        if errand is None:
+            return 0
+        if term.lost:
+            self.follow_up(errand)
+            return 0
+        count = run_errand(errand)
+        term.running = None
+        return count
+
+    def _run_errands(self, term: Term) -> bool:
         """Run what the calls have left; False: the lead is lost, or was laid down."""
         if not self._errands:
             return True
@@ -328,43 +357,36 @@ class Leadership:
         count, started = 0, time.monotonic()
         while self._generation == fork.generation:
             with self._lock:
-                if self._leader != me:
+                if term.lost:
                     return False
-                self._running = None
+                term.running = None
                 if not self._errands:
                     break
                 errand = self._errands.popleft()
-                self._progress += 1
+                term.steps += 1
                 if apart := bool(self._spread):
-                    self._leader = 0
+                    self._resign_locked(term)
                     if errand.waiting() > 1:
                         self._errands.append(errand)
                 else:
-                    self._running = errand
+                    term.running = errand
             if apart:
                 self._apart(partial(run_errand, errand))
                 return False
             count += run_errand(errand)
         else:
             return False
-        self._judge(count, started)
+        self._judge(term, count, started)
         return True
 
-    def _judge(self, count: int, started: float) -> None:
+    def _judge(self, term: Term, count: int, started: float) -> None:
         """*count* calls were made since *started*: probe, if that was slow; stay awake for a while."""
+        term.worked_until = now = time.monotonic()
         if count:
-            now = time.monotonic()
             self._awake_until = now + self._spin
             if now - started > SLOW * count and self._crew.max_workers > 1:
                 with self._lock:
                     self._spread = max(self._spread, PROBE)
-
-    def _part_locked(self, station: Station) -> Station | None:
-        """*station*, if its call may be made: apart, so the lead is laid down."""
-        apart = self._stations.hold_locked(station)
-        if apart is not None:
-            self._leader = 0
-        return apart
 
     def _apart(self, action: Callable[[], int | None], station: Station | None = None) -> None:
         """Run an errand, or make *station*'s call, while somebody else leads."""
@@ -377,20 +399,19 @@ class Leadership:
             if self._generation == fork.generation:
                 with self._lock:
                     if station is not None:
-                        station.busy = False
+                        station.idle.append(None)
                         self._stations.release_locked(station)
                     if self._spread:  # or else others were quick: not revived by one that has waited for their leader
                         self._spread = min(max(self._spread - 1 + earned, 0.0), SPREAD)
 
-    def _tell_departed(self, me: int) -> bool:
+    def _tell_departed(self, term: Term) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""
         while self._generation == fork.generation:
             with self._lock:
-                mine = self._leader == me
-                station = self._stations.take_departed_locked() if mine else None
-                self._progress += 1
+                station = None if term.lost else self._stations.take_departed_locked()
+                term.steps += 1
             if station is None:
-                return mine
+                return not term.lost
             self._call_watch()
             farewell(station, Station.end)
         return False

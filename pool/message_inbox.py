@@ -74,7 +74,13 @@ class Inbox(Flow):
     # Reading.
 
     def on_ready(self, stream: StreamSocket, events: SocketEvent) -> None:
-        """Its events have come."""
+        """Its events have come: read, and have what was read answered."""
+        self.take(events)
+        if self.queue:
+            self.start(self)
+
+    def take(self, events: SocketEvent) -> None:
+        """Its events have come: read, or write; what was read waits in the queue."""
         try:
             self._reader.pop()
         except IndexError:  # somebody tells of the end: that must not keep the replies
@@ -83,47 +89,42 @@ class Inbox(Flow):
             return
         try:
             if events is not _DATA or self._unusual:
-                self._look_closely(events.value)
-            elif (
-                len(self.places) > len(self.queue)
-                and self._common_places
-                and not (self._lane or self._heavy or self._known_part)
-            ) or self._may_read():
-                self._read()
+                wanted = self._look_closely(events.value)
+            else:
+                room = len(self.places) > len(self.queue) and self._common_places
+                wanted = (room and not (self._lane or self._heavy or self._known_part)) or self._may_read()
+            if wanted:
+                data = self.stream.read(self._read_size() if self.part else READ_SIZE)
+                if data:
+                    self._take_in(data)
+                elif data is not None:
+                    self._take_end()
+        except SocketError as error:
+            self._take_loss(error)
         finally:
             self._reader.append(None)
-        if self.queue:
-            self.start(self)
         if self.ending:
             self.conclude()
 
-    def _look_closely(self, events: int) -> None:
+    def _look_closely(self, events: int) -> bool:
+        """Do what the usual reader need not; whether to read as well."""
         if events & ROOM_TO_WRITE:
             self._go_on_writing()
-        if events & READ.value:
-            if self.lingering:
-                self._drain()
-            elif self.ending:
-                self.ask()
-            elif self._may_read():
-                self._read()
+        if not events & READ.value:
+            return False
+        if self.lingering:
+            self._drain()
+        elif self.ending:
+            self.ask()
+        else:
+            return self._may_read()
+        return False
 
     def _go_on_writing(self) -> None:
         self.blocked = False
         self.flush()
         self.go_on()
         self.ask()
-
-    def _read(self) -> None:
-        try:
-            data = self.stream.read(self._read_size() if self.part else READ_SIZE)
-        except SocketError as error:
-            return self._take_loss(error)
-        if data:
-            self._take_in(data)
-        elif data is not None:
-            self._take_end()
-        return None
 
     def _take_in(self, data: bytes) -> None:
         """It was read."""

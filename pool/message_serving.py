@@ -205,13 +205,12 @@ class DirectConnection(PlacedConnection):
                     self.send(entry)
             if self._heavy or not message[2] & TAGGED:
                 self.answered(message)
-            if queue:
-                if self.blocked and self.choked():
-                    break
-                now = time.monotonic()
-                if now - last > SLOW and last:
-                    self.share()
-                last = now
+            if not queue or (self.blocked and self.choked()):
+                break
+            now = time.monotonic()
+            if now - last > SLOW and last:
+                self.share()
+            last = now
         if self._unsent:
             self.flush()
         return count

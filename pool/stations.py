@@ -3,9 +3,12 @@
 Law of this file: no thread, no user code.  Any thread may change the table; a name that ends in ``_locked`` needs its
 lock, which is taken before a poller's, and that before a socket's.
 
-A station is *busy* while its call is being made.  It is then left armed, as long as nobody polls meanwhile (see
-``leader.py``), or else *held*: the kernel is not asked for it.  When the call returns it is armed again, and what is
-true by then is told anew.
+A station is *busy* while its call is being made: whoever makes that has its token, the one element of ``idle``, which
+is taken with pop and given back with append, with no lock.  It is then left armed, as long as nobody polls meanwhile
+(see ``leader.py``), or else *held*: the kernel is not asked for it.  When the call returns it is armed again, and what
+is true by then is told anew.  Whoever leaves something to be done behind the call (``held``, ``errand``, ``farewell``)
+notes it first, and looks *then* whether the token has come back; whoever makes the call gives it back, and looks
+*then* whether something is noted.  So one of the two does it, under the lock, where the other finds it done.
 
 One that is cancelled while its call is being made goes on holding its socket: a new station of the same socket is its
 *heir*, busy and held from the start, and begins when that call returns.  So no socket has two calls at once.
@@ -44,10 +47,11 @@ class Station:
         "socket",
         "call",
         "on_close",
-        "busy",
+        "idle",
         "held",
         "gone",
         "farewell",
+        "parted",
         "paused",
         "errand",
         "listener",
@@ -64,10 +68,11 @@ class Station:
         self.socket = socket
         self.call = call
         self.on_close = on_close
-        self.busy = False
+        self.idle = [None]
         self.held = False
         self.gone = False  # out of the table, for good
         self.farewell: Exception | None = None  # why it has ended, if that is to be told
+        self.parted = False  # it is among those whose end is told
         self.failures = 0
         self._events = _NOTHING
         self.paused = False
@@ -76,6 +81,11 @@ class Station:
         self.heir: Station | None = None  # waits for our call to return
         self._table = table
         self._owner = owner  # a pool that nobody holds any more ends; so it is held while it has a station
+
+    @property
+    def busy(self) -> bool:
+        """Not for users: whether its call is being made."""
+        return not self.idle
 
     @property
     def active(self) -> bool:
@@ -134,6 +144,7 @@ class Stations:
 
     ``lock`` guards everything here, and what the leader keeps.  ``changes``: how often something was changed; events
     told before that may not be wanted any more.  ``closed_sockets``: written down by their closers, without the lock.
+    ``departed``: the stations whose end is to be told.
     """
 
     def __init__(self) -> None:
@@ -143,7 +154,7 @@ class Stations:
         self.changes = 0
         self.closed_sockets: deque[Socket] = deque()  # written down by the closer, without a lock
         self.unarmed: deque[Station] = deque()  # for which the kernel had no room
-        self._departed: deque[Station] = deque()  # whose end is to be told
+        self.departed: deque[Station] = deque()  # whose end is to be told
         self._leaving: dict[Socket, Station] = {}  # cancelled, and their calls have not returned
         self._closed = False
         self._generation = fork.generation
@@ -172,7 +183,8 @@ class Stations:
             self.table[station.socket] = station
             leaving = self._leaving.get(station.socket)
             if leaving is not None:
-                station.busy = station.held = True
+                station.held = True
+                station.idle.clear()
                 leaving.heir = station
                 self._arm_locked(station)
 
@@ -190,7 +202,9 @@ class Stations:
             if self.table.get(station.socket, station) is station:
                 self.table.pop(station.socket, None)  # first: what the poller tells then is for nobody
                 self.drop_locked(station.socket)
-            station.gone = True  # last: what a Ctrl-C has left undone a second cancel does
+            station.gone = True  # late: what a Ctrl-C has left undone a second cancel does
+            if station.held and not station.busy:  # its call has returned meanwhile
+                self.release_locked(station)
             return True
 
     def change(self, station: Station, events: SocketEvent, *, paused: bool) -> None:
@@ -203,18 +217,23 @@ class Stations:
                 station.want_locked(events, paused=paused)
                 self._arm_locked(station)
 
-    def hold_locked(self, station: Station) -> Station | None:
-        """Take *station* for a call beside others, with the kernel not asked for it meanwhile.
+    def hold_locked(self, station: Station) -> bool:
+        """Take *station* for a call beside others, with the kernel not asked for it meanwhile; False: not now.
 
-        ``None``: not now.  One that is busy is told of again and again, for as long as it is armed.
+        One that is busy is told of again and again, for as long as it is armed.
         """
         if (station.busy or not station.paused) and not station.held:
             station.held = True
             self._arm_locked(station)
-        if station.busy or station.paused:
-            return None
-        station.busy = True
-        return station
+        if not station.paused:
+            try:
+                station.idle.pop()
+            except IndexError:
+                return False
+            return True
+        if station.held and not station.busy:  # its call has returned meanwhile
+            self._let_go_locked(station)
+        return False
 
     def _leave_locked(self, station: Station) -> None:
         """It was cancelled while its call is being made, or while it waits for another's to return."""
@@ -226,7 +245,9 @@ class Stations:
             leaving.heir = None
 
     def release_locked(self, station: Station) -> None:
-        """Its call has returned."""
+        """Its call has returned: do what was left for that.  Idempotent."""
+        if station.busy:  # the next one has begun
+            return
         if station.held:
             self._let_go_locked(station)
             if station.held:  # whoever waits for events is to wait for a moment only
@@ -235,10 +256,10 @@ class Stations:
             del self._leaving[station.socket]
             heir, station.heir = station.heir, None
             if heir is not None:
-                heir.busy = False
+                heir.idle.append(None)
                 self.release_locked(heir)
-        if station.farewell is not None and station.gone:
-            self._departed.append(station)
+        if station.farewell is not None and station.gone and not station.parted:
+            self._part_locked(station)
             self.wake()
 
     def try_again_locked(self) -> None:
@@ -266,17 +287,13 @@ class Stations:
             with contextlib.suppress(KeyError, PollerClosedError):
                 self.poller.unmonitor_socket(socket)
 
-    def some_departed(self) -> bool:
-        """Whether the end of a station is to be told, perhaps."""
-        return bool(self.closed_sockets or self._departed)
-
     def take_departed_locked(self) -> Station | None:
         """One whose end is to be told; one whose call is still running is only marked, and comes when it returns."""
         while self.closed_sockets:
             station = self.table.pop(self.closed_sockets.popleft(), None)
             if station is not None:
                 self._depart_locked(station, SocketClosedError(station.socket))
-        return self._departed.popleft() if self._departed else None
+        return self.departed.popleft() if self.departed else None
 
     def close(self) -> list[Station]:
         """Take out all of them, and close the poller; those whose end is to be told."""
@@ -288,8 +305,8 @@ class Stations:
                 for station in self.table.values():
                     self._depart_locked(station, error)
                 self.table.clear()
-                departed = list(self._departed)
-                self._departed.clear()
+                departed = list(self.departed)
+                self.departed.clear()
         if self.poller is not None:
             self.poller.close()
         return departed
@@ -298,8 +315,12 @@ class Stations:
         self.changes += 1
         station.gone = True
         station.farewell = error
-        if not station.busy:
-            self._departed.append(station)
+        if not station.busy and not station.parted:
+            self._part_locked(station)
+
+    def _part_locked(self, station: Station) -> None:
+        station.parted = True
+        self.departed.append(station)
 
     def wake(self) -> None:
         """End the wait of the leader.  Without a lock: also from finalizers and signal handlers."""

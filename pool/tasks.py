@@ -1,6 +1,6 @@
 """Task: a call that a worker is to make, and its future.  Errand: something to do that nobody waits for.
 
-(A Listener is an errand that can wait itself for what it has to do.)
+(A Listener is an errand that reads itself what it has to do, and can wait for that.)
 
 Law of this file: exactly one of three takes a task: the worker that makes the call, whoever cancels its future, whoever
 gives it up.  He settles the future; the others leave it alone.
@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+from bbipc.events import SocketEvent
 from pool.futures import fail, run
 
 T = TypeVar("T")
@@ -71,6 +72,9 @@ class Errand(Protocol):
 
 class Listener(Errand, Protocol):
     """Whose events are waited for, where one may also wait for them in the read."""
+
+    def take(self, events: SocketEvent) -> None:
+        """*events* have come: read; what is to be done with it is left to :meth:`run`."""
 
     def listen(self, seconds: float) -> bool:
         """Wait for what comes, and read it, for so long at most; False: nothing has come, or is to be read now.

@@ -35,6 +35,8 @@ class Scripted:
         self.listening: Callable[[], object] = int
         self.running: Callable[[], object] = int
         self.runs: list[int] = []
+        self.taken = False
+        self.station: Station
 
     def listen(self, seconds: float) -> bool:
         assert seconds == TICK
@@ -42,7 +44,15 @@ class Scripted:
         self.heard += 1
         return self.heard <= self.hears
 
+    def take(self, events: SocketEvent) -> None:
+        """Outside of a dialogue, where all is the station's."""
+        self.taken = True
+        self.station.call(self.station.socket, events)
+
     def run(self) -> int:
+        if self.taken:
+            self.taken = False
+            return 0
         self.runs.append(threading.get_ident())
         self.running()
         return self.count
@@ -59,7 +69,7 @@ def stage() -> Iterator[Stage]:
 
 def talkative(stage: Stage, hears: int, name: str = "a") -> tuple[Station, Scripted]:
     station, listener = stage.add(name), Scripted(hears)
-    station.listener = listener
+    station.listener, listener.station = listener, station
     return station, listener
 
 
@@ -170,7 +180,7 @@ def with_a_cancel(stage: Stage) -> None:
 
 
 def with_a_call_that_still_runs(stage: Stage) -> None:
-    stage.made["a"].busy = True
+    stage.made["a"].idle.clear()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +202,7 @@ def test_there_is_none(stage: Stage, hinder: Callable[[Stage], None]) -> None:
     hinder(stage)
     assert look(stage)
     assert not listener.heard
-    stage.made["a"].busy = False
+    stage.made["a"].idle.append(None)
 
 
 def test_short_ones_have_to_be_earned(stage: Stage) -> None:
@@ -217,9 +227,9 @@ def test_only_who_has_a_listener_is_remembered(stage: Stage) -> None:
     talkative(stage, 1)
     stage.add("b")
     told(stage, "a")
-    remembered = [stage.lead._dialogues._last]
+    remembered = [stage.lead._dialogues.last]
     told(stage, "b")
-    remembered.append(stage.lead._dialogues._last)
+    remembered.append(stage.lead._dialogues.last)
     assert remembered == [stage.sockets["a"], None]
 
 
@@ -305,7 +315,7 @@ def test_it_ends_where_nobody_leads_for_long(stage: Stage) -> None:
     moments = [0.0, WATCH * 0.9, 0.0, WATCH * 0.9, WATCH * 0.2]
 
     def run() -> None:
-        stage.lead._leader = 0 if len(listener.runs) != 3 else 1
+        stage.led_by_another(len(listener.runs) == 3)
         stage.clock.now += moments[len(listener.runs) - 1]
 
     listener.running = run
@@ -319,7 +329,7 @@ def test_many_requests_at_once_may_take_longer(stage: Stage) -> None:
 
     def run() -> None:
         stage.clock.now += SLOW * (2.9 if len(listener.runs) < 4 else 3.1)
-        stage.lead._leader = 1
+        stage.led_by_another(True)
 
     listener.running = run
     ends_after(stage, listener, 4)
@@ -379,7 +389,7 @@ def test_a_blocked_worker_keeps_nobody_waiting(stage: Stage) -> None:
         stage.bert(stage.round)
         looks.append((stage.armed("a"), station.busy))
         stage.bert(stage.round)
-        station.busy = True
+        station.idle.clear()
 
     listener.running = block
     begin(stage)
@@ -388,7 +398,7 @@ def test_a_blocked_worker_keeps_nobody_waiting(stage: Stage) -> None:
     assert len(set(listener.runs)) == len(listener.runs) == 2
     assert listener.heard == 1
     assert station.busy
-    station.busy = False
+    station.idle.append(None)
     assert not stage.lead._dialogues.standing
 
 
@@ -419,12 +429,12 @@ def test_who_only_listens_is_not_blocked(stage: Stage) -> None:
 
     def listen() -> None:
         stage.clock.now += 10 * WATCH
-        stage.lead._leader = 0
+        stage.led_by_another(False)
         stage.bert(stage.round)
-        stage.lead._leader = 1  # and leads on
+        stage.led_by_another(True)  # and leads on
 
     listener.listening = listen
     begin(stage)
     assert not look(stage)
-    stage.lead._leader = 0
+    stage.led_by_another(False)
     assert listener.heard == 3

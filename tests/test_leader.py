@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import cast
@@ -124,13 +125,14 @@ def test_a_task_that_comes_between_the_look_and_the_wait_is_not_missed(stage: St
         assert timeout == 0
         return original(timeout)
 
-    def some_departed() -> bool:
-        stage.crew.tasks.append(task)
-        stage.lead.interrupt()
-        return False
+    class Late(deque[Station]):
+        def __bool__(self) -> bool:  # the leader looks there under the lock, before he waits
+            stage.crew.tasks.append(task)
+            stage.lead.interrupt()
+            return False
 
     with mock.patch.object(poller, "wait_for_events", wait_for_events):
-        with mock.patch.object(stage.stations, "some_departed", some_departed):
+        with mock.patch.object(stage.stations, "unarmed", Late()):
             assert stage.lead.perform() is task
     assert limits[0] == 0
     stage.crew.tasks.clear()

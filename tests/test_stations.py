@@ -42,6 +42,11 @@ class Table(Stations):
         return dict(self.poller.wait_for_events(0)).get(self.ours, NOTHING)
 
 
+def some_departed(table: Table) -> bool:
+    """Whether the end of a station is to be told, perhaps."""
+    return bool(table.departed or table.closed_sockets)
+
+
 @pytest.fixture
 def table() -> Iterator[Table]:
     table = Table()
@@ -139,8 +144,8 @@ def test_held_means_that_the_kernel_is_not_asked(table: Table) -> None:
     """Whatever is changed meanwhile; afterwards it is asked for what is wanted then."""
     table.add(table.station, READ)
     with table.lock:
-        assert table.hold_locked(table.station) is table.station
-        assert table.hold_locked(table.station) is None
+        assert table.hold_locked(table.station)
+        assert not table.hold_locked(table.station)
     assert table.armed() == NOTHING
     table.station.set_events(SocketEvent.READY_TO_WRITE)
     assert table.armed() == NOTHING
@@ -148,7 +153,7 @@ def test_held_means_that_the_kernel_is_not_asked(table: Table) -> None:
     table.station.resume()
     assert table.armed() == NOTHING
     with table.lock:
-        table.station.busy = False
+        table.station.idle.append(None)
         table.release_locked(table.station)
     assert table.armed() == SocketEvent.READY_TO_WRITE
 
@@ -159,9 +164,9 @@ def test_paused_in_its_own_call(table: Table) -> None:
         table.hold_locked(table.station)
     table.station.pause()
     with table.lock:
-        table.station.busy = False
+        table.station.idle.append(None)
         table.release_locked(table.station)
-        assert table.hold_locked(table.station) is None  # told before the pause
+        assert not table.hold_locked(table.station)  # told before the pause
     assert table.armed() == NOTHING
     table.station.resume()
     assert table.armed() == READ
@@ -173,17 +178,17 @@ def test_cancelled_in_its_own_call(table: Table) -> None:
         table.hold_locked(table.station)
     table.station.cancel()
     with table.lock:
-        table.station.busy = False
+        table.station.idle.append(None)
         table.release_locked(table.station)
     with pytest.raises(KeyError):
         table.armed()
-    assert not table.some_departed()
+    assert not some_departed(table)
 
 
 def returns(table: Table, station: Station) -> None:
     """What the leader does then."""
     with table.lock:
-        station.busy = False
+        station.idle.append(None)
         if station.held or station.farewell is not None:
             table.release_locked(station)
 
@@ -195,18 +200,18 @@ def test_cancelled_and_made_anew_in_its_own_call(table: Table, held: bool) -> No
     with table.lock:
         if held:
             table.hold_locked(table.station)
-        table.station.busy = True
+        table.station.idle.clear()
     table.station.cancel()
     fresh = table.make()
     table.add(fresh, SocketEvent.READY_TO_WRITE)
     with table.lock:
-        assert table.hold_locked(fresh) is None  # what was told before
+        assert not table.hold_locked(fresh)  # what was told before
     assert table.armed() == NOTHING
     returns(table, table.station)
     assert table.armed() == SocketEvent.READY_TO_WRITE
     assert table.table[table.ours] is fresh
     with table.lock:
-        assert table.hold_locked(fresh) is fresh
+        assert table.hold_locked(fresh)
     returns(table, fresh)
     assert not table._leaving
 
@@ -215,7 +220,7 @@ def test_made_anew_again_and_again_in_its_own_call(table: Table) -> None:
     """The last one begins; those between never had a call."""
     table.add(table.station, READ)
     with table.lock:
-        table.station.busy = True
+        table.station.idle.clear()
     for _ in range(3):
         table.table[table.ours].cancel()
         table.add(table.make(), READ)
@@ -231,7 +236,8 @@ def test_made_anew_again_and_again_in_its_own_call(table: Table) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_ctrl_c_in_a_cancel_leaves_the_rest_to_the_next(table: Table, busy: bool) -> None:
     table.add(table.station, READ)
-    table.station.busy = busy
+    if busy:
+        table.station.idle.clear()
     assert table.poller is not None
     with mock.patch.object(table.poller, "unmonitor_socket", side_effect=KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
@@ -251,7 +257,7 @@ def test_a_ctrl_c_in_a_cancel_leaves_the_rest_to_the_next(table: Table, busy: bo
 def test_an_heir_that_is_changed_before_it_begins(table: Table, change: str) -> None:
     table.add(table.station, READ)
     with table.lock:
-        table.station.busy = True
+        table.station.idle.clear()
     table.station.cancel()
     heir = table.make()
     table.add(heir, READ)
@@ -269,7 +275,7 @@ def test_an_heir_that_is_changed_before_it_begins(table: Table, change: str) -> 
         heir.resume()
         assert table.armed() == READ
     elif change == "cancel":
-        assert not table.some_departed()
+        assert not some_departed(table)
     else:
         with table.lock:
             assert table.take_departed_locked() is heir
@@ -279,14 +285,14 @@ def test_an_heir_that_is_changed_before_it_begins(table: Table, change: str) -> 
 def test_a_close_is_written_down_by_the_closer(table: Table) -> None:
     """In whatever thread, while another one holds all locks; the wait is ended."""
     table.add(table.station, READ)
-    assert not table.some_departed()
+    assert not some_departed(table)
     with table.lock:
         Worker(table.ours.close).outcome()
-    assert table.some_departed()
+    assert some_departed(table)
     with table.lock:
         assert table.take_departed_locked() is table.station
         assert table.take_departed_locked() is None
-    assert not table.some_departed()
+    assert not some_departed(table)
     table.station.end()
     assert [type(error) for error in table.told] == [SocketClosedError]
     assert not table.station.active
@@ -298,7 +304,7 @@ def test_a_close_while_it_is_busy(table: Table) -> None:
         table.hold_locked(table.station)
         table.ours.close()
         assert table.take_departed_locked() is None
-        table.station.busy = False
+        table.station.idle.append(None)
         table.release_locked(table.station)
         assert table.take_departed_locked() is table.station
 
@@ -331,7 +337,7 @@ def test_the_end_of_all_while_one_is_busy(table: Table) -> None:
         table.hold_locked(table.station)
     assert table.close() == []
     with table.lock:
-        table.station.busy = False
+        table.station.idle.append(None)
         table.release_locked(table.station)
     assert table.close() == [table.station]
 

@@ -15,6 +15,7 @@ from pool.crew import Crew
 from pool.leader import Leadership
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Task
+from pool.term import Term
 from tests.support.makers import PATIENCE
 
 READ = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
@@ -114,6 +115,10 @@ class Stage:
     def carl(self, fn: Callable[[], object]) -> object:
         """*fn* on a third one."""
         return self._carl.submit(fn).result(PATIENCE)
+
+    def led_by_another(self, led: bool) -> None:
+        """Whether somebody else leads from now on, who does nothing; not for a thread that leads itself."""
+        self.lead._term = Term(1) if led else None
 
     def armed(self, name: str) -> SocketEvent:
         """What the kernel is asked for."""
