@@ -14,20 +14,12 @@ Nobody waits behind a slow call.
    for a while looks come every QUICK_WATCH seconds.  (The watcher sleeps without limit when nothing has happened for a
    while; a leader nudges one awake at his next batch, and before what somebody else has left to him.)
 2. A leader who finds the lead lost when his call returns is a worker like any other.
-3. Where calls seem to be slow, the next PROBE of them are made *apart*: the leader disarms the socket and lays down
-   the lead before he makes the call, and nudges the next worker.  Each of these uses one up, and earns as many more as
-   SLOW goes into its time, SPREAD at most: so calls that are slow on the average run side by side at once, without
-   waiting for a watcher, and where most are quick the leader makes them himself again.
+3. Where calls are slow on the average (``pace.py``) they are made *apart*: the leader disarms the socket and lays down
+   the lead before he makes the call, and nudges the next worker.
 
-   A processor that was busy elsewhere makes a call look slow, too; hence the probe, and hence the watcher does not
-   trust a look that came late.  So does a thread that waits for the interpreter's lock, or for a leader who has the
-   one processor, and making calls apart gives more such threads.  Where one slow call earned SPREAD more, as once, a
-   flood of connects kept a server at that for whole seconds, at half of its pace: answers took 300 ms, not 2.
-
-Calls of the usual kind are made in ``term.py``, without a lock; what is unusual, here.
-
-A leader who took over may be told of the socket whose call still runs: he disarms it then (``stations.py``).  One who
-is told of the same client again and again stays with him, and lays down the lead (``dialogue.py``).
+Calls of the usual kind are made in ``term.py``, without a lock; what is unusual, here.  A leader who took over may be
+told of the socket whose call still runs: he disarms it then (``stations.py``).  One who is told of the same client
+again and again stays with him, and lays down the lead (``dialogue.py``).
 
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
 runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several workers at once,
@@ -53,6 +45,7 @@ from bbipc.sockets import fork
 from pool.crew import Crew
 from pool.dialogue import Dialogues
 from pool.lookout import SLOW, WATCH, Lookout
+from pool.pace import Pace
 from pool.station_calls import farewell, make_call, run_errand
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
@@ -60,9 +53,6 @@ from pool.term import Report, Term
 
 #: seconds until the kernel is asked again for what it had no room for
 RETRY: Final = 0.05
-#: so many calls are made apart when one has seemed slow, and so many at most are ahead when they are
-PROBE: Final = 4
-SPREAD: Final = 64
 
 
 class Leadership:
@@ -75,13 +65,13 @@ class Leadership:
         self._stations = stations
         self._lock = stations.lock
         self._ready: deque[Report] = deque()  # told by the poller, no call made yet
-        self._term: Term | None = None  # the leader's; None: nobody leads
-        self._last = Term(0)  # the same, or the one before
-        self._spread = 0.0  # so many calls are still to be made apart
+        self._term = Term(0)  # the last one; nobody leads where that is lost
+        self._term.lost = True
+        self._pace = Pace()
         self._errands: deque[Errand] = deque()
         self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
         self._lookout = Lookout()
-        self._dialogues = Dialogues(crew, stations, lambda: self._term is not None)
+        self._dialogues = Dialogues(crew, stations, lambda: not self._term.lost)
         self._generation = fork.generation
 
     # What the crew asks; see duty.py.
@@ -101,15 +91,14 @@ class Leadership:
     def wanted(self) -> bool:
         """Whether somebody has to lead, and nobody does."""
         with self._lock:
-            return self._term is None and self._something_to_do_locked() and not self._crew.ending
+            return self._term.lost and self._something_to_do_locked() and not self._crew.ending
 
     def begin_watch(self) -> float | None:
         """About to sleep: for how many seconds at most, as a watcher; ``None``: without limit."""
         me = threading.get_ident()
         with self._lock:
-            term = self._last
-            leads, polling = self._term is not None, term.polling
-            return self._lookout.look_locked(me, term.steps, leads=leads, polling=polling)
+            term = self._term
+            return self._lookout.look_locked(me, term.steps, leads=not term.lost, polling=term.polling)
 
     def leave(self) -> None:
         """About to run a task: somebody else has to watch."""
@@ -118,7 +107,7 @@ class Leadership:
             return
         with self._lock:
             lookout.watcher = 0
-            lookout.called = call = self._term is not None and not self._term.polling
+            lookout.called = call = not (self._term.lost or self._term.polling)
         if call and not self._crew.nudge():
             lookout.called = False
 
@@ -131,7 +120,7 @@ class Leadership:
         with self._lock:
             term = self._own_term()
             (self._later if term is not None and term.running is not None else self._errands).append(errand)
-            nobody, polling = self._term is None, self._last.polling
+            nobody, polling = self._term.lost, self._term.polling
         if nobody:
             self._crew.nudge()
         elif polling:
@@ -144,7 +133,7 @@ class Leadership:
     def interrupt(self) -> None:
         """There is a task, and nobody but the leader to take it."""
         with self._lock:
-            polling = self._term is not None and self._term.polling
+            polling = self._term.polling
         if polling:
             self._stations.wake()
 
@@ -162,26 +151,26 @@ class Leadership:
     def _own_term(self) -> Term | None:
         """The caller's, if he leads."""
         term = self._term
-        return term if term is not None and term.ident == threading.get_ident() else None
+        return None if term.lost or term.ident != threading.get_ident() else term
 
     def _begin(self, me: int) -> Term | None:
         """Take the lead, if nobody has it, or its holder is blocked; ``None``: not now."""
         lookout = self._lookout
         with self._lock:
-            if self._term is None:
+            last = self._term
+            if last.lost:
                 if self._crew.ending or not self._something_to_do_locked():
                     return None
             elif lookout.watcher != me or not self._blocked_locked():
                 return None
             else:
                 lookout.note_blocked_locked()
-                self._last.lost = True  # first: see ``term.py``
-                running = self._last.running
-                if running is not None and running.waiting():
-                    self._errands.appendleft(running)
-            self._term = self._last = Term(me, self._last)
+                last.lost = True  # first: see ``term.py``
+                if last.running is not None and last.running.waiting():
+                    self._errands.appendleft(last.running)
             if lookout.watcher in (0, me):
                 lookout.rest_locked()
+            self._term = Term(me, last)
             return self._term
 
     def _something_to_do_locked(self) -> bool:
@@ -190,9 +179,9 @@ class Leadership:
 
     def _lead(self, term: Term) -> AnyTask | None:
         ready, errands, crew, stations = self._ready, self._errands, self._crew, self._stations
-        term.worked_until = time.monotonic()
-        if (ready or errands) and not self._spread:  # left by somebody whose watcher we may have been
+        if (ready or errands) and not self._pace.apart:  # left by somebody whose watcher we may have been
             self._call_watch()
+        term.worked_until = time.monotonic()
         while (not ready or self._work_off(term)) and (not errands or self._run_errands(term)):
             if (stations.departed or stations.closed_sockets) and not self._tell_departed(term):
                 return None
@@ -204,11 +193,7 @@ class Leadership:
 
     def _blocked_locked(self) -> bool:
         """Whether the leader still makes the call that he made when the watcher looked last."""
-        return not self._last.polling and self._lookout.stands_still_locked(self._last.steps)
-
-    def _resign_locked(self, term: Term) -> None:
-        term.lost = True
-        self._term = None
+        return not self._term.polling and self._lookout.stands_still_locked(self._term.steps)
 
     def _lay_down(self, term: Term) -> None:
         """Give up the lead; somebody else takes it, if anybody is free."""
@@ -217,7 +202,7 @@ class Leadership:
         with self._lock:
             if term.lost:
                 return
-            self._resign_locked(term)
+            term.lost = True
         if self.wanted():
             self._crew.nudge()
 
@@ -234,12 +219,12 @@ class Leadership:
                 pause = self._prepare_locked()
             if poller is None or not stations.table:
                 return bool(self._errands)  # else somebody else leads when there is something
-            if dialogues.due() and not (self._spread or self._spin or self._errands or self._crew.tasks):
+            if dialogues.due() and not (self._pace.apart or self._spin or self._errands or self._crew.tasks):
                 dialogue = dialogues.begin_locked()
             if dialogue is None:
                 term.polling = True
             else:
-                self._resign_locked(term)
+                term.lost = True
             term.since = stations.changes
         if dialogue is not None:
             dialogues.hold(dialogue)
@@ -287,7 +272,7 @@ class Leadership:
         ready, count, started, going = self._ready, 0, time.monotonic(), True
         while going and ready:
             report: Report | None = None
-            if not self._spread:
+            if not self._pace.apart:
                 made, report = term.make_calls(ready, self._stations, self._finish, self.follow_up)
                 count += made
             if report is not None or ready:
@@ -314,13 +299,12 @@ class Leadership:
             if station is None:
                 self._stations.drop_locked(socket)
                 return True, 0
-            apart = bool(station.busy or station.paused or self._spread)
+            apart = bool(self._pace.apart or station.paused or not station.begin())
             if apart:
                 if not self._stations.hold_locked(station):
                     return True, 0
-                self._resign_locked(term)
+                term.lost = True
             else:
-                station.idle.pop()
                 term.calling = station
         if apart:
             self._apart(partial(make_call, station, socket, events), station)
@@ -352,7 +336,7 @@ class Leadership:
         """Run what the calls have left; False: the lead is lost, or was laid down."""
         if not self._errands:
             return True
-        if not self._spread:  # one may have come since somebody was called to watch
+        if not self._pace.apart:  # one may have come since somebody was called to watch
             self._call_watch()
         count, started = 0, time.monotonic()
         while self._generation == fork.generation:
@@ -364,8 +348,8 @@ class Leadership:
                     break
                 errand = self._errands.popleft()
                 term.steps += 1
-                if apart := bool(self._spread):
-                    self._resign_locked(term)
+                if apart := bool(self._pace.apart):
+                    term.lost = True
                     if errand.waiting() > 1:
                         self._errands.append(errand)
                 else:
@@ -386,7 +370,7 @@ class Leadership:
             self._awake_until = now + self._spin
             if now - started > SLOW * count and self._crew.max_workers > 1:
                 with self._lock:
-                    self._spread = max(self._spread, PROBE)
+                    self._pace.probe_locked()
 
     def _apart(self, action: Callable[[], int | None], station: Station | None = None) -> None:
         """Run an errand, or make *station*'s call, while somebody else leads."""
@@ -395,14 +379,13 @@ class Leadership:
             self._crew.nudge()
             count = action() or 1
         finally:
-            earned = (time.monotonic() - started) / (SLOW * count)
+            seconds = time.monotonic() - started
             if self._generation == fork.generation:
                 with self._lock:
                     if station is not None:
                         station.idle.append(None)
                         self._stations.release_locked(station)
-                    if self._spread:  # or else others were quick: not revived by one that has waited for their leader
-                        self._spread = min(max(self._spread - 1 + earned, 0.0), SPREAD)
+                    self._pace.spend_locked(count, seconds)
 
     def _tell_departed(self, term: Term) -> bool:
         """Tell of the stations that have ended; False: the lead is lost, and somebody else does the rest."""

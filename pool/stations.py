@@ -87,6 +87,14 @@ class Station:
         """Not for users: whether its call is being made."""
         return not self.idle
 
+    def begin(self) -> bool:
+        """Not for users: take the token, for a call; False: another call is being made."""
+        try:
+            self.idle.pop()
+        except IndexError:
+            return False
+        return True
+
     @property
     def active(self) -> bool:
         """Whether calls may still begin: neither cancelled, nor the socket or the pool closed."""
@@ -226,11 +234,7 @@ class Stations:
             station.held = True
             self._arm_locked(station)
         if not station.paused:
-            try:
-                station.idle.pop()
-            except IndexError:
-                return False
-            return True
+            return station.begin()
         if station.held and not station.busy:  # its call has returned meanwhile
             self._let_go_locked(station)
         return False

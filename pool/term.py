@@ -51,7 +51,7 @@ class Term:
         self.lost = False
         self.polling = False
         self.polled = False
-        self.since: int = 0 if last is None else last.since
+        self.since = -1  # nothing was told to him yet
         self.steps: int = 0 if last is None else last.steps + 1
         self.worked_until = 0.0
         self.calling: Station | None = None

@@ -163,7 +163,7 @@ def with_nobody_who_sleeps(stage: Stage) -> None:
 
 
 def with_slow_calls(stage: Stage) -> None:
-    stage.lead._spread = 1
+    stage.lead._pace.apart = 1
 
 
 def with_spin(stage: Stage) -> None:

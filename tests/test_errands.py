@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pool import WorkerPool
-from pool.leader import SPREAD
 from pool.lookout import WATCH
+from pool.pace import SPREAD
 from pool.tasks import Task
 from tests.support.leading import READ, Stage, staged
 from tests.support.loops import pair
@@ -85,7 +85,7 @@ def test_an_errand_left_by_a_call_whose_lead_was_lost_is_run_by_who_has_it(stage
 
 def test_an_errand_of_a_call_made_apart_is_run_apart(stage: Stage) -> None:
     stage.add("a")
-    stage.lead._spread = SPREAD
+    stage.lead._pace.apart = SPREAD
     errand = Pieces(int)
     stage.during["a"] = lambda: stage.lead.follow_up(errand)
     stage.ready("a")
@@ -95,7 +95,7 @@ def test_an_errand_of_a_call_made_apart_is_run_apart(stage: Stage) -> None:
     assert nudges[0] == 0
     while not errand.runs:
         stage.round()
-    assert stage.lead._spread == SPREAD - 2
+    assert stage.lead._pace.apart == SPREAD - 2
 
 
 def test_an_errand_wakes_a_leader_who_waits(stage: Stage) -> None:
@@ -152,7 +152,7 @@ def test_what_is_left_of_a_blocked_errand_is_done_by_who_takes_over(stage: Stage
         while errand.pieces:
             stage.bert(stage.round)
         stage.ready("a")
-        stage.lead._spread = 0
+        stage.lead._pace.apart = 0
         stage.bert(stage.round)  # the socket is free
         done.append("blocked")
 
@@ -181,7 +181,7 @@ def test_a_blocked_errand_with_nothing_left_is_not_run_again(stage: Stage) -> No
 def test_slow_errands_are_shared(stage: Stage) -> None:
     """Each worker that begins one leaves it for the next, as long as there is more than he takes."""
     stage.add("a")
-    stage.lead._spread = SPREAD
+    stage.lead._pace.apart = SPREAD
     done: list[str] = []
     nudges: list[int] = []
 
@@ -202,7 +202,7 @@ def test_slow_errands_are_shared(stage: Stage) -> None:
     assert done == ["third", "second", "first"]
     assert len(set(errand.runs)) == 3
     assert nudges == [before + 1, before + 2, before + 3]
-    assert stage.lead._spread == SPREAD
+    assert stage.lead._pace.apart == SPREAD
 
 
 def test_quick_pieces_do_not_count_as_one_slow_errand(stage: Stage) -> None:
@@ -213,12 +213,12 @@ def test_quick_pieces_do_not_count_as_one_slow_errand(stage: Stage) -> None:
 
     stage.lead.follow_up(Pieces(*[quick] * 16))
     stage.round()
-    assert not stage.lead._spread
-    stage.lead.follow_up(Pieces(lambda: stage.lead.__setattr__("_spread", 1)))
+    assert not stage.lead._pace.apart
+    stage.lead.follow_up(Pieces(lambda: stage.lead._pace.__setattr__("apart", 1.0)))
     stage.round()
     stage.lead.follow_up(Pieces(*[quick] * 16))
     stage.round()
-    assert stage.lead._spread < 1  # as one, they would have earned more than the one that they have used up
+    assert stage.lead._pace.apart < 1  # as one, they would have earned more than the one that they have used up
 
 
 def test_what_an_errand_raises_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

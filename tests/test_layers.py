@@ -65,12 +65,13 @@ MESSAGE_LAYERS: list[set[str]] = [
 POOL_LAYERS: list[set[str]] = [
     # what knows nothing of the rest
     {"afterwards", "futures", "interests", "lifecycle", "lookout", "message_limits", "reports", "requests", "seldom"},
-    {"table", "timers", "told", "unverified"},
+    {"pace", "table", "timers", "told", "unverified"},
     {"message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
     {"dispatch", "duty", "stations"},
     {"crew"},
     # who waits
     {"dialogue", "station_calls"},
+    {"term"},
     {"leader", "polling_loop"},
     # what waits for one socket
     {"accepting", "borrowed", "later", "lingering", "socket_queue"},

@@ -20,8 +20,8 @@ import pytest
 import bbipc
 from bbipc import SocketEvent
 from pool.crew import Crew
-from pool.leader import PROBE, SPREAD
 from pool.lookout import LOOKS, QUICK_LOOKS, QUICK_WATCH, SLOW, WATCH, Lookout
+from pool.pace import PROBE, SPREAD
 from pool.stations import Station
 from pool.tasks import AnyTask, Task
 from tests.support.leading import READ, Clock, ScriptedCrew, Stage, staged
@@ -245,9 +245,9 @@ def test_a_blocked_leader_is_relieved(stage: Stage) -> None:
         assert stage.names()[0] == first
         for spread in (0, 5):  # his own has something more: not told while his call runs
             stage.ready(first)
-            stage.lead._spread = spread
+            stage.lead._pace.apart = spread
             stage.bert(stage.round)
-        stage.lead._spread = 0
+        stage.lead._pace.apart = 0
         assert len(stage.calls) == 3
 
     stage.during = {"a": block, "b": block}
@@ -417,7 +417,7 @@ def test_slow_calls_are_made_apart(stage: Stage) -> None:
         return lambda: seen.append((stage.lead.wanted(), stage.crew.nudges, stage.armed(name)))
 
     stage.during = {name: look(name) for name in "abc"}
-    stage.lead._spread = 3
+    stage.lead._pace.apart = 3
     for number in range(1, 4):
         before = stage.crew.nudges
         assert stage.round() is None
@@ -427,7 +427,7 @@ def test_slow_calls_are_made_apart(stage: Stage) -> None:
         assert not asked
         assert len(seen) == number
     assert [stage.armed(name) for name in "abc"] == [READ] * 3
-    assert stage.lead._spread == 0
+    assert stage.lead._pace.apart == 0
     stage.ready("a")
     assert isinstance(stage.round(), Task)  # quick ones have used it up: the leader makes the calls himself
 
@@ -441,15 +441,15 @@ def test_a_slow_call_is_probed_and_then_many_are_made_apart(stage: Stage) -> Non
     stage.during["a"] = slow
     stage.ready("a")
     stage.round()
-    assert stage.lead._spread == PROBE
+    assert stage.lead._pace.apart == PROBE
     for earned in (9, 18, 27):
         stage.ready("a")
         stage.round()
-        assert stage.lead._spread == pytest.approx(PROBE + earned)
+        assert stage.lead._pace.apart == pytest.approx(PROBE + earned)
     for _ in range(9):
         stage.ready("a")
         stage.round()
-    assert stage.lead._spread == SPREAD
+    assert stage.lead._pace.apart == SPREAD
 
 
 @pytest.mark.parametrize(("share", "apart"), [(0.9, False), (1.1, True)])
@@ -462,13 +462,13 @@ def test_calls_are_made_apart_while_they_are_slow_on_the_average(stage: Stage, s
         stage.clock.now += 0 if next(turns) % 8 else 8 * share * SLOW
 
     stage.during["a"] = now_and_then_slow
-    stage.lead._spread = SPREAD
+    stage.lead._pace.apart = SPREAD
     for _ in range(2000):
-        if not stage.lead._spread:
+        if not stage.lead._pace.apart:
             break
         stage.ready("a")
         stage.round()
-    assert bool(stage.lead._spread) is apart
+    assert bool(stage.lead._pace.apart) is apart
 
 
 def test_a_call_that_ends_when_no_others_are_made_apart_any_more_does_not_begin_that_anew(stage: Stage) -> None:
@@ -476,18 +476,18 @@ def test_a_call_that_ends_when_no_others_are_made_apart_any_more_does_not_begin_
     for name in "ab":
         stage.add(name)
     stage.ready("a", "b")
-    stage.lead._spread = 1
+    stage.lead._pace.apart = 1
 
     def wait_for_the_leader() -> None:
         stage.during.clear()
         stage.bert(stage.round)
         assert sorted(stage.names()) == ["a", "b"]
-        assert not stage.lead._spread
+        assert not stage.lead._pace.apart
         stage.clock.now += 10 * SLOW
 
     stage.during = dict.fromkeys("ab", wait_for_the_leader)
     assert stage.round() is None
-    assert not stage.lead._spread
+    assert not stage.lead._pace.apart
 
 
 def test_a_watcher_who_leaves_where_no_other_can_be_had_is_not_thought_to_have_been_replaced(stage: Stage) -> None:
@@ -523,7 +523,7 @@ def test_a_pool_of_one_makes_no_call_apart(stage: Stage) -> None:
 def test_what_comes_while_a_call_is_made_apart_is_told_when_it_has_returned(stage: Stage) -> None:
     stage.add("a")
     stage.ready("a")
-    stage.lead._spread = 5
+    stage.lead._pace.apart = 5
 
     def more() -> None:
         stage.during.clear()
@@ -553,7 +553,7 @@ def test_whatever_a_call_raises(
 
     stage.during["a"] = fail
     for _ in range(120):
-        stage.lead._spread = int(apart)
+        stage.lead._pace.apart = int(apart)
         stage.ready("a")
         stage.round()
     assert stage.names() == ["a"] * 120
@@ -567,7 +567,7 @@ def test_a_monitor_that_another_call_of_the_batch_has_ended_is_not_called(stage:
     stage.ready("a", "b")
     stage.during = {"a": stage.made["b"].cancel, "b": stage.made["a"].cancel}
     for _ in range(3):
-        stage.lead._spread = spread
+        stage.lead._pace.apart = spread
         stage.round()
     assert len(stage.calls) == 1
     assert not stage.closes
@@ -580,7 +580,7 @@ def test_a_monitor_that_another_call_of_the_batch_has_paused_is_not_called(stage
     stage.ready("a", "b")
     stage.during = {"a": stage.made["b"].pause, "b": stage.made["a"].pause}
     for _ in range(3):
-        stage.lead._spread = spread
+        stage.lead._pace.apart = spread
         stage.round()
     assert len(stage.calls) == 1
     other = "b" if stage.names() == ["a"] else "a"
@@ -684,7 +684,7 @@ def test_a_close_while_its_call_runs_and_another_leads(stage: Stage, others: str
     for name in "a" + others:
         stage.add(name)
     stage.ready("a")
-    stage.lead._spread = int(apart)
+    stage.lead._pace.apart = int(apart)
 
     def block() -> None:
         assert apart or stage.bert(stage.lead.begin_watch) == WATCH
@@ -802,7 +802,7 @@ def test_a_kernel_without_room_is_asked_again(stage: Stage) -> None:
     poller = stage.stations.poller
     assert poller is not None
     stage.ready("a")
-    stage.lead._spread = 1
+    stage.lead._pace.apart = 1
     original, refusals = poller._tell_kernel, [2]
 
     def tell_kernel(number: int, old: int, new: int) -> None:

@@ -104,7 +104,7 @@ def test_a_cancel_that_was_torn_leaves_nobody_spinning() -> None:
         station = pool.monitor(one, READ, nothing)
         poller = pool._stations.poller
         assert poller is not None
-        until(lambda: pool._leadership._last.polling)  # somebody is there to be told
+        until(lambda: pool._leadership._term.polling)  # somebody is there to be told
         with (
             mock.patch.object(poller, "unmonitor_socket", side_effect=KeyboardInterrupt),
             pytest.raises(KeyboardInterrupt),

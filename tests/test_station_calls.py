@@ -99,7 +99,7 @@ def one_told_before_a_change(stage: Stage, forking: Forking) -> None:
 
 
 def one_made_apart(stage: Stage, forking: Forking) -> None:
-    stage.lead._spread = 5
+    stage.lead._pace.apart = 5
     stage.during["a"] = forking
 
 
@@ -112,7 +112,7 @@ def an_errand_of_another(stage: Stage, forking: Forking) -> None:
 
 
 def an_errand_made_apart(stage: Stage, forking: Forking) -> None:
-    stage.lead._spread = 5
+    stage.lead._pace.apart = 5
     an_errand_of_another(stage, forking)
 
 

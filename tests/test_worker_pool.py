@@ -590,9 +590,9 @@ def test_a_blocked_leader_after_all_monitors_were_ended_once(pool: WorkerPool) -
             assert first.ping()
             first.during = first.monitor.cancel
             assert first.ping()
-            until(lambda: pool._leadership._term is None or pool._leadership._last.polling)
+            until(lambda: pool._leadership._term.lost or pool._leadership._term.polling)
         with lines(pool, 2) as (blocked, other):
-            until(lambda: pool._leadership._last.polling)
+            until(lambda: pool._leadership._term.polling)
             held = Held()
             blocked.during = held
             blocked.peer.write(b"x")
@@ -827,7 +827,7 @@ def test_a_close_hook_that_blocks_holds_up_nobody(pool: WorkerPool) -> None:
         held = Held()
         first.closed = threading.Event()
         first.monitor.on_close = lambda error: held()  # type: ignore[attr-defined]
-        until(lambda: pool._leadership._lookout.watcher == 0 and pool._leadership._last.polling)
+        until(lambda: pool._leadership._lookout.watcher == 0 and pool._leadership._term.polling)
         first.ours.close()
         second.ours.close()
         assert held.begun.wait(PATIENCE)

@@ -118,7 +118,8 @@ class Stage:
 
     def led_by_another(self, led: bool) -> None:
         """Whether somebody else leads from now on, who does nothing; not for a thread that leads itself."""
-        self.lead._term = Term(1) if led else None
+        self.lead._term = Term(1)
+        self.lead._term.lost = not led
 
     def armed(self, name: str) -> SocketEvent:
         """What the kernel is asked for."""
