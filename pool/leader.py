@@ -38,7 +38,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 from bbipc.errors import PollerClosedError
 from bbipc.sockets import fork
@@ -50,9 +49,6 @@ from pool.station_calls import farewell, make_call, run_errand
 from pool.stations import Station, Stations
 from pool.tasks import AnyTask, Errand
 from pool.term import Report, Term
-
-#: seconds until the kernel is asked again for what it had no room for
-RETRY: Final = 0.05
 
 
 class Leadership:
@@ -98,15 +94,21 @@ class Leadership:
         me = threading.get_ident()
         with self._lock:
             term = self._term
-            return self._lookout.look_locked(me, term.steps, leads=not term.lost, polling=term.polling)
+            leads, polling = not term.lost, term.polling
+            pace = self._lookout.look_locked(me, term.steps, leads=leads, polling=polling)
+            if pace is None and leads and polling and not term.polling:  # since: and he has seen that somebody watches
+                pace = self._lookout.look_locked(me, term.steps, leads=True, polling=False)
+            return pace
 
     def leave(self) -> None:
         """About to run a task: somebody else has to watch."""
-        lookout = self._lookout
-        if lookout.watcher != threading.get_ident():
+        lookout, me = self._lookout, threading.get_ident()
+        if lookout.watcher != me:
             return
         with self._lock:
-            lookout.watcher = 0
+            if lookout.watcher != me:
+                return
+            lookout.rest_locked()  # first: a leader who ends his wait looks afterwards whether somebody watches
             lookout.called = call = not (self._term.lost or self._term.polling)
         if call and not self._crew.nudge():
             lookout.called = False
@@ -132,9 +134,7 @@ class Leadership:
 
     def interrupt(self) -> None:
         """There is a task, and nobody but the leader to take it."""
-        with self._lock:
-            polling = self._term.polling
-        if polling:
+        if self._term.polling:  # else he looks for tasks before he waits
             self._stations.wake()
 
     def dismiss(self) -> None:
@@ -161,7 +161,7 @@ class Leadership:
             if last.lost:
                 if self._crew.ending or not self._something_to_do_locked():
                     return None
-            elif lookout.watcher != me or not self._blocked_locked():
+            elif lookout.watcher != me or last.polling or not lookout.stands_still_locked(last.steps):
                 return None
             else:
                 lookout.note_blocked_locked()
@@ -190,10 +190,6 @@ class Leadership:
             if task is not None or crew.ending or not self._poll(term):
                 return task
         return None
-
-    def _blocked_locked(self) -> bool:
-        """Whether the leader still makes the call that he made when the watcher looked last."""
-        return not self._term.polling and self._lookout.stands_still_locked(self._term.steps)
 
     def _lay_down(self, term: Term) -> None:
         """Give up the lead; somebody else takes it, if anybody is free."""
@@ -249,10 +245,7 @@ class Leadership:
 
     def _prepare_locked(self) -> float | None:
         """Before a wait: what comes seldom; how long to wait at most, ``None``: without limit."""
-        stations, dialogues, pause = self._stations, self._dialogues, None
-        if stations.unarmed:
-            stations.try_again_locked()
-            pause = RETRY if stations.unarmed else None
+        dialogues, pause = self._dialogues, self._stations.try_again_locked()
         self._errands.extend(self._later)
         self._later.clear()
         if dialogues.standing:
@@ -269,60 +262,65 @@ class Leadership:
 
     def _work_off(self, term: Term) -> bool:
         """Make the calls of all that is ready, each with its errand; False: the lead is lost, or was laid down."""
-        ready, count, started, going = self._ready, 0, time.monotonic(), True
-        while going and ready:
+        ready, count, started = self._ready, 0, time.monotonic()
+        while ready and not term.lost:
             report: Report | None = None
             if not self._pace.apart:
                 made, report = term.make_calls(ready, self._stations, self._finish, self.follow_up)
                 count += made
+            if self._generation != fork.generation:  # a call has forked, and returned in the child, without workers
+                return False
             if report is not None or ready:
-                going, made = self._call_with_care(term, report)
-                count += made
-        if self._generation != fork.generation:  # a call has forked, and returned in the child, without workers
-            return False
+                careful = self._call_with_care(term, report)
+                if careful is None:
+                    return False
+                count += careful
         self._judge(term, count, started)
         return not term.lost
 
-    def _call_with_care(self, term: Term, report: Report | None) -> tuple[bool, int]:
-        """Make the call of *report*, or of the next one, if there is any.
+    def _call_with_care(self, term: Term, report: Report | None) -> int | None:
+        """Make the call of *report*, or of the next one; how many calls, and pieces of errands, that were.
 
-        False: there is none, or the lead is lost.  Beside it: how many calls and pieces of errands were made.
+        ``None``: it was made apart, and the lead laid down; or it has forked, and this is the child.
         """
-        if self._generation != fork.generation:
-            return False, 0
         with self._lock:
-            if term.lost or not (report or self._ready):  # what was told, and not called for, will be told again
-                return False, 0
-            socket, events = report or self._ready.popleft()
+            try:
+                socket, events = report or self._ready.popleft()
+            except IndexError:  # somebody who has lost the lead was about to take it
+                return 0
+            if term.lost:  # what was told, and not called for, will be told again
+                return 0
             term.steps += 1
             station = self._stations.table.get(socket)
             if station is None:
                 self._stations.drop_locked(socket)
-                return True, 0
+                return 0
             apart = bool(self._pace.apart or station.paused or not station.begin())
             if apart:
                 if not self._stations.hold_locked(station):
-                    return True, 0
+                    return 0
                 term.lost = True
             else:
                 term.calling = station
         if apart:
             self._apart(partial(make_call, station, socket, events), station)
-            return False, 0
+            return None
         make_call(station, socket, events)
-        term.calling = None
-        station.idle.append(None)
-        return True, 1 + self._finish(term, station)
-
-    def _finish(self, term: Term, station: Station) -> int:
-        """The call of *station* has returned: what it has left, and what was left for that; how many pieces."""
         if self._generation != fork.generation:
-            return 0
+            return None
+        term.calling = None
+        errand, station.errand = station.errand, None
+        station.idle.append(None)
+        count = 1 + self._finish(term, station, errand)
+        return None if self._generation != fork.generation else count
+
+    def _finish(self, term: Term, station: Station, errand: Errand | None) -> int:
+        """The call of *station* has returned, and has left *errand*; how many pieces of that were done."""
         with self._lock:
-            errand, station.errand = station.errand, None
             self._stations.release_locked(station)
-            term.running = None if term.lost else errand
-            term.steps += 1
+            if errand is not None and not term.lost:
+                term.running = errand
+                term.steps += 1
         if errand is None:
             return 0
         if term.lost:

@@ -6,9 +6,12 @@ lock, which is taken before a poller's, and that before a socket's.
 A station is *busy* while its call is being made: whoever makes that has its token, the one element of ``idle``, which
 is taken with pop and given back with append, with no lock.  It is then left armed, as long as nobody polls meanwhile
 (see ``leader.py``), or else *held*: the kernel is not asked for it.  When the call returns it is armed again, and what
-is true by then is told anew.  Whoever leaves something to be done behind the call (``held``, ``errand``, ``farewell``)
-notes it first, and looks *then* whether the token has come back; whoever makes the call gives it back, and looks
-*then* whether something is noted.  So one of the two does it, under the lock, where the other finds it done.
+is true by then is told anew.
+
+Whoever leaves something to be done behind the call (``held``, ``farewell``) notes it first, and looks *then* whether
+the token has come back; whoever makes the call gives it back, and looks *then* whether something is noted.  So one of
+the two does it, under the lock, where the other finds it done.  One that has ended keeps its token for good: so no call
+begins any more, and its end is told once, behind the last one.
 
 One that is cancelled while its call is being made goes on holding its socket: a new station of the same socket is its
 *heir*, busy and held from the start, and begins when that call returns.  So no socket has two calls at once.
@@ -33,6 +36,8 @@ from pool.parties import CloseHook
 from pool.tasks import Errand, Listener
 
 _NOTHING: Final = EVENTS[0]
+#: seconds until the kernel is asked again for what it had no room for
+RETRY: Final = 0.05
 #: of the RuntimeError that an ``on_close`` is told at the end of a pool
 SHUT_DOWN: Final = "the pool was shut down"
 
@@ -51,7 +56,6 @@ class Station:
         "held",
         "gone",
         "farewell",
-        "parted",
         "paused",
         "errand",
         "listener",
@@ -72,7 +76,6 @@ class Station:
         self.held = False
         self.gone = False  # out of the table, for good
         self.farewell: Exception | None = None  # why it has ended, if that is to be told
-        self.parted = False  # it is among those whose end is told
         self.failures = 0
         self._events = _NOTHING
         self.paused = False
@@ -187,12 +190,13 @@ class Stations:
                 self.poller.on_change = self._socket_changed
             station.want_locked(events, paused=False)
             self.changes += 1
-            self.poller.monitor_socket(station.socket, events)
-            self.table[station.socket] = station
             leaving = self._leaving.get(station.socket)
             if leaving is not None:
                 station.held = True
                 station.idle.clear()
+            self.poller.monitor_socket(station.socket, events)
+            self.table[station.socket] = station
+            if leaving is not None:
                 leaving.heir = station
                 self._arm_locked(station)
 
@@ -205,14 +209,12 @@ class Stations:
                 station.farewell = None  # what it would have been told when its call returns
                 return False
             self.changes += 1
-            if station.busy:
-                self._leave_locked(station)
             if self.table.get(station.socket, station) is station:
                 self.table.pop(station.socket, None)  # first: what the poller tells then is for nobody
                 self.drop_locked(station.socket)
             station.gone = True  # late: what a Ctrl-C has left undone a second cancel does
-            if station.held and not station.busy:  # its call has returned meanwhile
-                self.release_locked(station)
+            if not station.begin():  # else nobody begins a call any more, who has found it in the table before
+                self._leave_locked(station)
             return True
 
     def change(self, station: Station, events: SocketEvent, *, paused: bool) -> None:
@@ -242,15 +244,19 @@ class Stations:
     def _leave_locked(self, station: Station) -> None:
         """It was cancelled while its call is being made, or while it waits for another's to return."""
         leaving = self._leaving.get(station.socket, station)
-        if leaving is station:
-            station.held = True  # first, so that it is released
-            self._leaving[station.socket] = station
-        else:
+        if leaving is not station:
             leaving.heir = None
+            return
+        self._leaving[station.socket] = station
+        station.held = True
+        if not station.busy:  # the call has returned meanwhile
+            self.release_locked(station)
 
     def release_locked(self, station: Station) -> None:
         """Its call has returned: do what was left for that.  Idempotent."""
         if station.busy:  # the next one has begun
+            return
+        if station.gone and not station.begin():  # since a moment ago, by a leader who is late
             return
         if station.held:
             self._let_go_locked(station)
@@ -262,16 +268,17 @@ class Stations:
             if heir is not None:
                 heir.idle.append(None)
                 self.release_locked(heir)
-        if station.farewell is not None and station.gone and not station.parted:
+        if station.farewell is not None and station.gone:
             self._part_locked(station)
             self.wake()
 
-    def try_again_locked(self) -> None:
-        """Arm those for which the kernel had no room."""
+    def try_again_locked(self) -> float | None:
+        """Arm those for which the kernel had no room; seconds until it is to be asked again, ``None``: it has."""
         for _ in range(len(self.unarmed)):
             station = self.unarmed.popleft()
             if station.held and not station.busy:
                 self._let_go_locked(station)
+        return RETRY if self.unarmed else None
 
     def _let_go_locked(self, station: Station) -> None:
         station.held = False
@@ -319,11 +326,11 @@ class Stations:
         self.changes += 1
         station.gone = True
         station.farewell = error
-        if not station.busy and not station.parted:
+        if station.begin():  # else whoever makes its call finds that when it returns
             self._part_locked(station)
 
     def _part_locked(self, station: Station) -> None:
-        station.parted = True
+        """Its end is to be told, and we have its token for good."""
         self.departed.append(station)
 
     def wake(self) -> None:

@@ -7,16 +7,16 @@ takes the lead.  Others read it at any time: who watches, who takes over, who ha
 Why no lock is needed.  A report is taken out of the batch with popleft, and a station is called by whoever has taken
 its token (``Station.idle``): both are atomic, so nothing is called for twice, nor twice at once.  What is unusual (a
 change since the poll, a close, a call that is still being made, a lost lead) ends the quick way in front of the report
-in question; ``leader.py`` goes on from there, under the lock.
+in question; ``leader.py`` goes on from there, under the lock.  Who cancels or ends a station keeps its token, so no
+leader who is late can call it any more.
 
-A *listener* is read here (``take``) and then run, with no errand between.  Nobody waits behind one that blocks:
+A *listener* is read here (``take``), as any station is called, and then run with its token given back, so that others
+may read on.  Nobody waits behind one that blocks:
 
 1. The leader notes it in ``running``, reads, looks whether the lead is lost, and runs what was read.
 2. Whoever takes over sets ``lost``, and *then* looks what ``running`` has left to do for others.
 3. If he came before the look in 1, what was read is left as an errand, as by any call.  If he came behind it, he finds
    it.
-
-(While a listener reads nothing holds its socket: it reads once at a time by itself, as whoever waits in a read does.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TypeAlias
 from bbipc.events import SocketEvent
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
-from pool.station_calls import failed
+from pool.station_calls import failed, run_errand
 from pool.stations import Station, Stations
 from pool.tasks import Errand
 
@@ -61,7 +61,7 @@ class Term:
         self,
         ready: deque[Report],
         stations: Stations,
-        finish: Callable[[Term, Station], int],
+        finish: Callable[[Term, Station, Errand | None], int],
         follow_up: Callable[[Errand], None],
     ) -> tuple[int, Report | None]:
         """Make the calls of *ready*; how many calls, and requests of listeners, that were.
@@ -72,40 +72,41 @@ class Term:
         """
         table, closed, since, generation = stations.table, stations.closed_sockets, self.since, fork.generation
         count = 0
-        while ready and stations.changes == since and not (self.lost or closed) and generation == fork.generation:
+        while ready and not (self.lost or closed):
             try:
                 socket, events = report = ready.popleft()
             except IndexError:  # somebody has taken the lead, and this one with it
                 break
             station = table.get(socket)
-            if station is None or not station.idle:
+            if station is None or stations.changes != since:  # in this order: what is new there was not told of
+                return count, report
+            try:
+                station.idle.pop()
+            except IndexError:
                 return count, report
             self.steps += 1
             listener = station.listener
-            if listener is not None:
-                self.running = listener
-                try:
+            try:
+                if listener is None:
+                    self.calling = station
+                    station.call(socket, events)
+                else:
+                    self.running = listener
                     listener.take(events)
-                    if not self.lost:
-                        count += listener.run() + 1
-                    elif listener.waiting():
-                        follow_up(listener)
-                except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
-                    failed(station, error)
-                self.running = None
-                continue
-            try:
-                station.idle.pop()
-            except IndexError:  # since a moment ago
-                return count, report
-            self.calling = station
-            try:
-                station.call(socket, events)
-            except BaseException as error:  # noqa: BLE001 # as above
+            except BaseException as error:  # noqa: BLE001 # whatever user code raises, it ends nothing
                 failed(station, error)
+            if generation != fork.generation:  # it has forked, and this is the child, where there are no workers
+                break
             self.calling = None
+            errand, station.errand = station.errand, None  # while we have the token: see follow_up
             station.idle.append(None)
             count += 1
-            if station.held or station.errand is not None or station.farewell is not None:
-                count += finish(self, station)
+            if station.held or errand is not None or station.farewell is not None:
+                count += finish(self, station, errand)
+            if listener is not None:
+                if not self.lost:
+                    count += run_errand(listener)
+                elif listener.waiting():
+                    follow_up(listener)
+                self.running = None
         return count, None

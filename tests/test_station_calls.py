@@ -20,6 +20,7 @@ from tests.support.leading import READ, Stage, staged
 from tests.support.loops import pair
 from tests.support.makers import PATIENCE
 from tests.test_errands import Pieces
+from tests.test_term import Reader
 
 
 @pytest.fixture
@@ -107,6 +108,12 @@ def an_errand_behind_a_call(stage: Stage, forking: Forking) -> None:
     stage.during["a"] = lambda: stage.lead.follow_up(Pieces(forking))
 
 
+def a_listener_that_reads(stage: Stage, forking: Forking) -> None:
+    reader = Reader(stage.made["a"])
+    reader.behind_take = forking
+    reader.handle = lambda request: forking.leave(1)  # only in the child, where nothing is to be run
+
+
 def an_errand_of_another(stage: Stage, forking: Forking) -> None:
     stage.bert(lambda: stage.lead.follow_up(Pieces(forking)))
 
@@ -128,6 +135,7 @@ FORKED = [
         one_told_before_a_change,
         one_made_apart,
         an_errand_behind_a_call,
+        a_listener_that_reads,
         an_errand_of_another,
         an_errand_made_apart,
         a_farewell,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any, SupportsIndex
 from unittest import mock
 
 import pytest
 
-from bbipc import SocketEvent
-from pool.lookout import WATCH
+from bbipc import Socket, SocketEvent
+from pool.lookout import LOOKS, SLOW, WATCH
 from pool.stations import Station
 from pool.tasks import Task
 from pool.term import Report, Term
@@ -58,7 +59,7 @@ class Reader:
 
 
 class Tokens(list[None]):
-    """``Station.idle``, where *action* follows the first look at it."""
+    """``Station.idle``, where *action* follows the first look at it, or comes just before it is taken."""
 
     def __init__(self, action: Callable[[list[None]], object], *, there: bool = True) -> None:
         super().__init__([None] if there else [])
@@ -66,10 +67,29 @@ class Tokens(list[None]):
 
     def __bool__(self) -> bool:
         found = len(self) > 0
+        self.act()
+        return found
+
+    def pop(self, index: SupportsIndex = -1) -> None:
+        self.act()
+        super().pop(index)
+
+    def act(self) -> None:
         action, self.action = self.action, None
         if action is not None:
             action(self)
-        return found
+
+
+class Found(dict[Socket, Station]):
+    """``Stations.table``, where *action* comes just before something is found in it."""
+
+    def __init__(self, table: dict[Socket, Station], action: Callable[[], object]) -> None:
+        super().__init__(table)
+        self.action = action
+
+    def get(self, socket: Socket, default: Any = None) -> Any:
+        self.action()
+        return super().get(socket, default)
 
 
 @pytest.fixture
@@ -110,7 +130,7 @@ def test_the_usual_call_takes_no_lock(stage: Stage) -> None:
     assert (count, report, stage.names(), len(reader.answered)) == (3, None, ["a"], 1)
 
 
-@pytest.mark.parametrize("unusual", ["gone", "busy", "just taken"])
+@pytest.mark.parametrize("unusual", ["gone", "busy", "changed"])
 def test_what_is_unusual_is_given_back(stage: Stage, unusual: str) -> None:
     station, other = stage.add("a"), stage.add("b")
     stage.ready("a", "b")
@@ -119,19 +139,18 @@ def test_what_is_unusual_is_given_back(stage: Stage, unusual: str) -> None:
     elif unusual == "busy":
         other.idle.clear()
     else:
-        other.idle = Tokens(lambda token: token.clear())
+        stage.during["a"] = other.pause
     report = (other.socket, DATA)
     assert calls_of(stage, Term(1), (station.socket, DATA), report, (station.socket, DATA)) == (1, report)
     assert stage.names() == ["a"]
 
 
-@pytest.mark.parametrize("change", ["change", "close", "loss"])
+@pytest.mark.parametrize("change", ["close", "loss"])
 def test_what_happens_in_a_call_ends_the_quick_way(stage: Stage, change: str) -> None:
     station, other = stage.add("a"), stage.add("b")
     stage.ready("a", "b")
     term = Term(1)
     stage.during["a"] = {
-        "change": other.pause,
         "close": other.socket.close,
         "loss": lambda: setattr(term, "lost", True),
     }[change]
@@ -277,6 +296,203 @@ def test_a_new_leader_has_made_progress() -> None:
     assert Term(2, last).steps > last.steps
 
 
+# A leader who is late: something is changed just before he takes the token.
+
+
+def test_one_that_is_made_anew_waits_for_the_call_of_a_late_leader(stage: Stage) -> None:
+    """Cancelled and made anew, just before a leader who has found the old one begins its call."""
+    station, socket = stage.add("a"), stage.sockets["a"]
+    running: list[str] = []
+    together: list[list[str]] = []
+
+    def call(name: str) -> None:
+        running.append(name)
+        together.append(running.copy())
+        if name == "old":
+            stage.ready("a")
+            relieve(stage, stage.round)
+        running.remove(name)
+
+    def make_anew() -> None:
+        station.cancel()
+        fresh = Station(stage.stations, None, socket, lambda socket, events: call("new"), None)
+        stage.stations.add(fresh, READ)
+
+    stage.during["a"] = lambda: call("old")
+    station.idle = Tokens(lambda token: make_anew())
+    stage.ready("a")
+    for _ in range(3):
+        stage.round()
+    assert together
+    assert max(map(len, together)) == 1
+
+
+@pytest.mark.parametrize("end", ["close", "shutdown"])
+def test_no_call_begins_when_the_end_was_told(stage: Stage, end: str) -> None:
+    station = stage.add("a")
+    stage.add("b")
+
+    def end_it() -> None:
+        if end == "shutdown":
+            stage.lead.end(Station.end)
+        else:
+            stage.sockets["a"].close()
+            relieve(stage, stage.round)
+
+    station.idle = Tokens(lambda token: end_it())
+    stage.ready("a")
+    stage.round()
+    assert ("a" in stage.names(), [name for name, _ in stage.closes].count("a")) == (False, 1)
+
+
+def test_an_heir_is_nowhere_to_be_found_with_a_token(stage: Stage) -> None:
+    station, stations = stage.add("a"), stage.stations
+    assert station.begin()
+    station.cancel()
+    heir = Station(stations, None, station.socket, station.call, None)
+    found: list[bool] = []
+
+    class Noted(dict[Socket, Station]):
+        def __setitem__(self, socket: Socket, station: Station) -> None:
+            found.append(bool(station.idle))
+            super().__setitem__(socket, station)
+
+    stations.table = Noted()
+    stations.add(heir, READ)
+    assert found == [False]
+
+
+def test_what_was_told_for_another_is_looked_at_with_care(stage: Stage) -> None:
+    """The station in the table is a new one, which wants something else."""
+    station, stations = stage.add("a"), stage.stations
+    told: list[SocketEvent] = []
+
+    def make_anew() -> None:
+        stations.table.action = int  # type: ignore[attr-defined]
+        station.cancel()
+        fresh = Station(stations, None, station.socket, lambda socket, events: told.append(events), None)
+        stations.add(fresh, SocketEvent.REMOTE_DISCONNECTED)
+
+    stations.table = Found(stations.table, make_anew)
+    report = (station.socket, DATA)
+    assert calls_of(stage, Term(1), report) == (0, report)
+    assert told == []
+
+
+def test_a_report_that_another_has_taken_is_no_error(stage: Stage) -> None:
+    assert stage.lead._call_with_care(Term(1), None) == 0
+
+
+def test_who_has_lost_the_lead_makes_no_further_call(stage: Stage) -> None:
+    station, term = stage.add("a"), Term(1)
+    term.lost = True
+    assert stage.lead._call_with_care(term, (station.socket, DATA)) == 0
+    assert not stage.calls
+
+
+def test_an_errand_is_taken_while_the_token_is_held(stage: Stage) -> None:
+    """Behind that another leader's call may leave one there."""
+    station = stage.add("a")
+    left: list[object] = []
+
+    class Returned(list[None]):
+        def append(self, item: None) -> None:
+            left.append(station.errand)
+            super().append(item)
+
+    station.idle = Returned([None])
+    stage.during["a"] = lambda: stage.lead.follow_up(Pieces(int))
+    term = stage.lead._begin(threading.get_ident())
+    assert term is not None
+    report = (station.socket, DATA)
+    assert calls_of(stage, term, report) == (2, None)
+    assert stage.lead._call_with_care(term, report) == 2
+    assert left == [None, None]
+
+
+def test_a_listener_that_blocks_where_it_reads_is_told_of_no_more(stage: Stage) -> None:
+    """In a hook, say: whoever takes over would else be told of its socket again and again."""
+    reader = Reader(stage.add("a"))
+    armed: list[SocketEvent] = []
+
+    def block() -> None:
+        reader.before_take = int
+        relieve(stage, stage.round)
+        stage.bert(stage.round)
+        armed.append(stage.armed("a"))
+
+    reader.before_take = block
+    stage.ready("a")
+    stage.round()
+    assert armed == [SocketEvent(0)]
+    assert stage.armed("a") == READ
+    assert len(reader.answered) <= 1
+    stage.round()
+    assert len(reader.answered) == 1
+
+
+def test_calls_are_not_judged_by_the_time_of_one_made_apart(stage: Stage) -> None:
+    for name in "ab":
+        stage.add(name)
+    stage.ready("a", "b")
+
+    def act() -> None:
+        if len(stage.calls) == 1:
+            stage.lead._pace.apart = 1.0
+            stage.add("c")  # looked at with care from here on
+        else:
+            stage.clock.now += SLOW * 2.5
+
+    stage.during = dict.fromkeys("ab", act)
+    stage.round()
+    assert len(stage.calls) == 2
+    assert stage.lead._pace.apart == pytest.approx(2.5)
+
+
+# Who watches, where the leader ends his wait just then.
+
+
+class Woken(Term):
+    """Is found waiting once more, and waits no more behind that."""
+
+    __slots__ = ("_polling", "then")
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.then: Callable[[], object] = int
+        self._polling = True
+
+    @property
+    def polling(self) -> bool:
+        found, self._polling = self._polling, False
+        self.then()
+        return found
+
+    @polling.setter
+    def polling(self, value: bool) -> None:
+        self._polling = value
+
+
+def test_a_watcher_does_not_rest_where_the_leader_has_just_ended_his_wait(stage: Stage) -> None:
+    for _ in range(LOOKS):
+        stage.lead._term = Woken()
+        assert stage.lead.begin_watch() == WATCH
+    stage.lead._term = Woken()
+    assert stage.lead.begin_watch() == WATCH
+
+
+def test_a_watcher_who_leaves_is_seen_to_by_the_leader_who_has_just_ended_his_wait(stage: Stage) -> None:
+    """One of the two calls somebody: the leader looks at who watches behind the end of his wait."""
+    term = stage.lead._term = Woken()
+    assert stage.lead.begin_watch() == WATCH
+    stage.lead._lookout.called = True
+    term.polling = True
+    term.then = stage.lead._call_watch
+    before = stage.crew.nudges
+    stage.lead.leave()
+    assert stage.crew.nudges == before + 1
+
+
 # A token that comes back while somebody notes what is to be done behind the call.
 
 
@@ -284,10 +500,10 @@ def test_a_token_that_another_has_taken_makes_the_leader_hold_the_socket(stage: 
     """Perhaps one who has lost the lead, and is just about to make his call."""
     station = stage.add("a")
     station.idle.clear()
-    assert stage.lead._call_with_care(Term(1), (station.socket, DATA)) == (True, 0)
+    assert stage.lead._call_with_care(Term(1), (station.socket, DATA)) == 0
     assert (stage.names(), stage.armed("a"), station.held) == ([], SocketEvent(0), True)
     station.idle.append(None)
-    stage.lead._finish(Term(1), station)
+    stage.lead._finish(Term(1), station, None)
     assert (stage.armed("a"), station.held) == (READ, False)
 
 
@@ -302,14 +518,23 @@ def test_a_call_that_returns_while_its_socket_is_being_held(stage: Stage, paused
     if not paused:
         assert stage.armed("a") == SocketEvent(0)
         station.idle.append(None)
-        stage.lead._finish(Term(1), station)
+        stage.lead._finish(Term(1), station, None)
     station.resume()
     assert (stage.armed("a"), station.held, len(station.idle)) == (READ, False, 1)
 
 
 def test_a_call_that_returns_while_it_is_being_cancelled(stage: Stage) -> None:
     station, stations = stage.add("a"), stage.stations
-    station.idle = Tokens(lambda token: token.append(None), there=False)
+
+    class Returning(list[None]):
+        def pop(self, index: SupportsIndex = -1) -> None:
+            try:
+                super().pop(index)
+            except IndexError:
+                self.append(None)
+                raise
+
+    station.idle = Returning()
     station.cancel()
     assert not stations._leaving
     fresh = Station(stations, None, station.socket, station.call, None)
@@ -323,7 +548,7 @@ def test_an_end_that_both_have_seen_is_told_once(stage: Stage) -> None:
     station.socket.close()
     with stations.lock:
         assert stations.take_departed_locked() is station
-    stage.lead._finish(Term(1), station)
+    stage.lead._finish(Term(1), station, None)
     with stations.lock:
         assert stations.take_departed_locked() is None
 
@@ -335,5 +560,5 @@ def test_no_release_while_the_next_call_runs(stage: Stage) -> None:
         stations.release_locked(station)  # by who made the call before, and comes late
     assert (stage.armed("a"), station.held) == (SocketEvent(0), True)
     station.idle.append(None)
-    stage.lead._finish(Term(1), station)
+    stage.lead._finish(Term(1), station, None)
     assert (stage.armed("a"), station.held) == (READ, False)

@@ -45,10 +45,10 @@ class Forking:
             done.set()
             holder.outcome()
 
-    def leave(self) -> None:
-        """End the child, which has come as far."""
+    def leave(self, code: int = 0) -> None:
+        """End the child, which has come as far; *code*: not 0 where it should not have."""
         if self._child == 0:
-            os._exit(0)
+            os._exit(code)
 
     @contextlib.contextmanager
     def child_ends(self) -> Iterator[None]:
