@@ -284,11 +284,11 @@ class Leadership:
         ``None``: it was made apart, and the lead laid down; or it has forked, and this is the child.
         """
         with self._lock:
+            if term.lost:  # what was told, and not called for, will be told again
+                return 0
             try:
                 socket, events = report or self._ready.popleft()
             except IndexError:  # somebody who has lost the lead was about to take it
-                return 0
-            if term.lost:  # what was told, and not called for, will be told again
                 return 0
             term.steps += 1
             station = self._stations.table.get(socket)

@@ -72,7 +72,7 @@ class Term:
         """
         table, closed, since, generation = stations.table, stations.closed_sockets, self.since, fork.generation
         count = 0
-        while ready and not (self.lost or closed):
+        while ready and not (self.lost or closed) and generation == fork.generation:
             try:
                 socket, events = report = ready.popleft()
             except IndexError:  # somebody has taken the lead, and this one with it

@@ -147,9 +147,11 @@ FORKED = [
 def test_a_child_that_returns_from(case: Callable[[Stage, Forking], None], stage: Stage) -> None:
     forking = Forking(stage.stations.lock)
     stage.add("a")
+    stage.add("y")
+    stage.during["y"] = lambda: forking.leave(1)  # in the child nothing further is called for
     case(stage, forking)
     if case is not a_farewell:
-        stage.ready("a")
+        stage.ready("a", "y")
     with forking.child_ends():
         stage.round()
         forking.leave()
