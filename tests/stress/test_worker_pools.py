@@ -355,59 +355,6 @@ def test_nothing_stalls(workers: int, pinned: bool, interval: float) -> None:
     assert sum(tally.tasks + tally.bytes for tally in tallies) > 0  # some hundred; a busy machine gets nowhere
 
 
-class Unread:
-    """A stream with a byte that nobody reads, so that it is called for again and again; monitored anew all the time."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self.ours, self.peer = bbipc.local_stream_pair()
-        self.peer.write(b"x")
-        self.calls = 0
-        self.together = 0
-        self._calling = threading.Lock()
-        self._pool = pool
-        self.begin()
-
-    def begin(self) -> None:
-        self.monitor = self._pool.monitor(self.ours, READ, lambda socket, events: self.handle())
-
-    def handle(self) -> None:
-        if not self._calling.acquire(blocking=False):
-            self.together += 1
-            return
-        try:
-            self.calls += 1
-            if self.calls % 50 == 0:
-                time.sleep(0.004)  # blocks: another worker takes the lead
-        finally:
-            self._calling.release()
-
-    def close(self) -> None:
-        self.ours.close()
-        self.peer.close()
-
-
-def test_what_is_monitored_anew_has_no_two_calls_at_once() -> None:
-    """2.5 s, some ten thousand calls; a station that lost no token at its cancel had 35 in 60,000 without a GIL."""
-    with WorkerPool(4) as pool, switch_interval(1e-5), contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(contextlib.closing(Unread(pool))) for _ in range(4)]
-        end = time.monotonic() + 2.5
-
-        def make_anew(stream: Unread) -> None:
-            while time.monotonic() < end:
-                stream.monitor.cancel()
-                stream.begin()
-
-        for thread in [Worker(partial(make_anew, stream)) for stream in streams[:2]]:
-            thread.outcome(20)
-        before = [stream.calls for stream in streams]
-        until = time.monotonic() + STALL
-        while any(stream.calls == count for stream, count in zip(streams, before, strict=True)):
-            assert time.monotonic() < until, f"no further calls: {before}, {describe(pool)}"
-        for stream in streams:
-            stream.monitor.cancel()
-    assert [stream.together for stream in streams] == [0] * 4
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
