@@ -253,7 +253,7 @@ class ClientConnections:
                 return conversation
             refused = isinstance(conversation.reason, ConnectionFailedError)
             if not self._terms.reconnect and not self._single and not refused:
-                raise conversation.failure()
+                raise conversation.failure(conversation.outgoing.error)  # perhaps nobody has read of the end yet
             self._share(None, apart)
             self._bury(conversation)
             if conversation.open and not apart:

@@ -202,6 +202,7 @@ class Conversation(Standby):
             sent = self.outgoing.send(owner, tag, parts)
         except Unsent:
             self.table.pop(tag, None)
+            self.open = self.at_hand = False  # whoever reads may see the end much later: no call is to come meanwhile
             self._hear_out()
             raise
         except BaseException as error:
