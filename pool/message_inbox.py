@@ -94,13 +94,15 @@ class Inbox(Flow):
                 room = len(self.places) > len(self.queue) and self._common_places
                 wanted = (room and not (self._lane or self._heavy or self._known_part)) or self._may_read()
             if wanted:
-                data = self.stream.read(self._read_size() if self.part else READ_SIZE)
-                if data:
-                    self._take_in(data)
-                elif data is not None:
-                    self._take_end()
-        except SocketError as error:
-            self._take_loss(error)
+                try:
+                    data = self.stream.read(self._read_size() if self.part else READ_SIZE)
+                except SocketError as error:
+                    self._take_loss(error)
+                else:
+                    if data:
+                        self._take_in(data)
+                    elif data is not None:
+                        self._take_end()
         finally:
             self._reader.append(None)
         if self.ending:
