@@ -53,6 +53,7 @@ class Standby(Reading):
     ) -> None:
         self._poller_thread = poller_thread
         self._monitor: Monitor | None = None
+        self._monitors: dict[int, Monitor] = {}  # the one
         self._mine = Role()
         self._armed = False
         self._kept: deque[bytes] = deque()  # what was just read, until it is dealt with
@@ -122,9 +123,12 @@ class Standby(Reading):
         self._armed = True
         try:
             if self._monitor is None:
-                self._monitor = self._poller_thread().monitor(self._stream, events, self._on_event, on_close=self.end)
-            else:
-                self._monitor.set_events(events)
+                made = self._poller_thread().monitor(self._stream, events, self._on_event, on_close=self.end)
+                self._monitor = kept = self._monitors.setdefault(0, made)
+                if kept is made:
+                    return
+                made.cancel()  # several came to that at once: a second one would never be paused
+            self._monitor.set_events(events)
         except (OSError, RuntimeError) as error:
             self.end(error)
 

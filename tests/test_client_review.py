@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -19,6 +20,8 @@ from bbipc.messages import Message
 from pool import MessageClient
 from pool.calls import Call
 from pool.conversation import Conversation
+from pool.parties import Monitor
+from pool.polling_loop import PollingLoop
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import Peer, ScriptedServer, echo, echo_in_order, echo_once, requests_of
 from tests.support.serving import until
@@ -225,3 +228,27 @@ def test_a_call_goes_elsewhere_though_nobody_has_read_of_the_end_yet(path: Path)
             with pytest.raises(RemoteDisconnectedError):
                 late.outcome()
     assert replies == [b"Z", b"Z"]
+
+
+def test_threads_that_come_at_once_make_the_poller_thread_read_once(path: Path) -> None:
+    """A second monitor was nobody's, and so never paused: where three threads and more shared a client, its poller
+    thread spun beside them for good, and calls were made at a fifth of their pace.
+    """
+    both = threading.Barrier(2)
+    monitor = PollingLoop.monitor
+
+    def late(loop: PollingLoop, *args: Any, **kwargs: Any) -> Monitor:
+        both.wait(PATIENCE)
+        return monitor(loop, *args, **kwargs)
+
+    with ScriptedServer(echo, path), MessageClient(path, timeout=PATIENCE) as client:
+        assert client.send(b"x") == b"X"
+        conversation = client._connections.current
+        assert conversation is not None
+        with mock.patch.object(PollingLoop, "monitor", late):
+            for worker in [Worker(conversation._arm), Worker(conversation._arm)]:
+                worker.outcome()
+        loop = client._lender.get()
+        parties = loop._interests.parties_of(conversation._stream)
+        assert parties == (conversation._monitor,)
+        assert client.submit(b"y").result(PATIENCE) == b"Y"
