@@ -6,10 +6,12 @@ A *peer* is a plain ``socket.socket``, so that it can do what bbipc never does: 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,23 @@ class Worker(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._result
+
+
+@contextlib.contextmanager
+def sleeping(limit: float) -> Iterator[None]:
+    """The block takes less than *limit* seconds of the processor.
+
+    Without the collector, whose turn may come in any thread at any time: without a GIL all that the tests have made
+    is looked at then, for 50 ms.
+    """
+    gc.disable()
+    try:
+        start = time.thread_time()
+        yield
+        spent = time.thread_time() - start
+    finally:
+        gc.enable()
+    assert spent < limit, f"{spent * 1000:.1f} ms of processor time"
 
 
 def is_asleep(thread: threading.Thread) -> bool:
