@@ -2,7 +2,7 @@
 
     bytes -> Decoder -> queue of requests, and a lane for those that have to wait for their turn
 
-Law of this file: reading, and the order of requests.  ``on_ready`` is never called twice at once; who reads has the
+Law of this file: reading, and the order of requests.  ``take`` is never called twice at once; who reads has the
 *reader*, a token (the one element of a list, taken with pop and given back with append).  How much may be read, and
 when nothing is for a while, stands in ``message_flow.py``.
 
