@@ -178,8 +178,9 @@ def test_a_command_that_ends_its_output_before_it_ends_has_its_time_and_no_more(
     os.mkfifo(short_dir / "gate")
     command = replies.Command(shlex.join(words), timeout=PATIENCE, limit=99)
     running = Worker(lambda: command._run(b""))
-    with open(short_dir / "gate", "w"):  # the command is there
-        assert len(command._running) == 1
+    with open(short_dir / "gate", "w"):  # the command is there; whoever has started it may still be about to note so
+        with command._lock:
+            assert len(command._running) == 1
     with pytest.raises(replies.CommandFailedError, match="sh failed with exit code 3"):
         running.outcome()
     slow = replies.Command(shlex.join(words), timeout=0.1, limit=99)
