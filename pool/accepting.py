@@ -157,8 +157,11 @@ class Accepting:
             except OSError as error:
                 self._starve(server, error)
                 return
-            if not self._admit(stream) or time.monotonic() > end:
+            if not self._admit(stream):
                 return
+            if time.monotonic() > end:
+                break
+        self._has_room()  # that the doors are full is to be seen at once, not when the next one knocks
 
     def _has_room(self) -> bool:
         with self._lock:

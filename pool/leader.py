@@ -24,8 +24,8 @@ again and again stays with him, and lays down the lead (``dialogue.py``).
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
 runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several workers at once,
 each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are left; where
-calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves itself comes
-behind the next look at the sockets, so one without end starves nobody.
+calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves itself, and one
+that is left for the next, comes behind the next look at the sockets, so one without end starves nobody.
 
 Who guards what: all but the terms belongs to the lock of the stations; the order is this one, the poller's, a socket's.
 Nothing is asked of the crew while it is held, nor the other way round: neither comes first.
@@ -239,7 +239,7 @@ class Leadership:
             term.polling = False
         if len(batch) == 1 or dialogues.last is not None:
             dialogues.told(batch[0][0] if len(batch) == 1 else None, term.worked_until)
-        if batch or self._errands:
+        if batch:
             self._call_watch()
         return True
 
@@ -334,8 +334,6 @@ class Leadership:
         """Run what the calls have left; False: the lead is lost, or was laid down."""
         if not self._errands:
             return True
-        if not self._pace.apart:  # one may have come since somebody was called to watch
-            self._call_watch()
         count, started = 0, time.monotonic()
         while self._generation == fork.generation:
             with self._lock:
@@ -349,12 +347,13 @@ class Leadership:
                 if apart := bool(self._pace.apart):
                     term.lost = True
                     if errand.waiting() > 1:
-                        self._errands.append(errand)
+                        self._later.append(errand)
                 else:
                     term.running = errand
             if apart:
                 self._apart(partial(run_errand, errand))
                 return False
+            self._call_watch()  # it may have come since somebody was called to watch
             count += run_errand(errand)
         else:
             return False

@@ -201,10 +201,6 @@ class Flow(Output):
         """Whether requests are in flight, or wait."""
         return bool(self._lane or self.queue or len(self.places) < self.service.limits.max_in_flight)
 
-    def waiting(self) -> int:
-        """See Errand: how much there is for one more worker to do; replies to send are something, too."""
-        return len(self.queue) or (1 if self._unsent and not self.blocked else 0)
-
     def backlog(self) -> int:
         """How many requests wait."""
         return len(self._lane) + len(self.queue)

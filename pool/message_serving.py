@@ -171,6 +171,14 @@ class DirectConnection(PlacedConnection):
             self.look_around()
         return count
 
+    def waiting(self) -> int:
+        """See Errand: how much one more worker could do now; replies to send are something, too."""
+        queue, places = self.queue, self.places
+        if queue and places and not (self.discards or (self.blocked and self.choked())):
+            # At least one, though the server may have no place: whoever comes for it notes that it has starved.
+            return max(min(len(queue), len(places), len(self._common_places)), 1)
+        return 1 if self._unsent and not self.blocked else 0
+
     def work_off(self) -> int | None:  # noqa: PLR0912 # the hot path, in one frame
         """Answer up to ``turn`` requests, with a place; how many.  ``None``: the place is gone with one."""
         queue, handler, limit = self.queue, self.handler, self.service.limits.max_message_size

@@ -66,7 +66,7 @@ class Errand(Protocol):
         ...
 
     def waiting(self) -> int:
-        """How many pieces nobody has taken yet.  Takes no lock: it is asked under one."""
+        """How many pieces nobody has taken yet, and could be done now.  Takes no lock: it is asked under one."""
         ...
 
 

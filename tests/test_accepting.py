@@ -234,6 +234,12 @@ def test_full_doors_are_shut_and_open_again(namespace: Namespace, loop: PollingL
         assert doors.accepting.accepted == 32
 
 
+def test_that_the_doors_are_full_is_seen_though_the_turn_was_over(ipv4: Namespace, loop: PollingLoop) -> None:
+    with mock.patch("pool.accepting.TURN_TIME", -1.0), Doors(loop, ipv4.make_server(), limit=1) as doors:
+        with ipv4.connect_plainly(doors.servers[0]):
+            until(lambda: doors.accepting.paused)
+
+
 def test_who_leaves_while_the_doors_are_being_shut_opens_them(ipv4: Namespace, loop: PollingLoop) -> None:
     """1. They count the connections, and find that they are full.  2. One leaves.  3. They are shut: for ever?"""
     server = ipv4.make_server()

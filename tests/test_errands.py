@@ -265,3 +265,20 @@ def test_pieces_that_block_run_side_by_side_in_a_pool() -> None:
         workers.follow_up(errand)
         peer.write(b"more")
         assert told.wait(PATIENCE)
+
+
+def test_an_errand_made_apart_that_is_never_done_starves_no_socket(stage: Stage) -> None:
+    """One that says that there is more for others to do, and finds nothing to do itself."""
+    stage.add("a")
+
+    class Vain(Pieces):
+        def waiting(self) -> int:
+            return 2
+
+    stage.lead._pace.apart = SPREAD
+    stage.lead.follow_up(errand := Vain())
+    stage.ready("a")
+    for _ in range(6):
+        stage.round()
+    assert stage.names() == ["a"]
+    assert len(errand.runs) > 1

@@ -96,10 +96,11 @@ def test_cancelled_and_late_calls_never_shift_an_answer(short_dir: Path) -> None
         chance = random.Random(thread)
         for number in range(250):
             text = f"{thread}/{number}"
-            future = client.submit(text, timeout=0.002 if chance.random() < 0.2 else 0.5)
-            if chance.random() < 0.2:
-                future.cancel()
+            timeout, cancelled = 0.002 if chance.random() < 0.2 else 0.5, chance.random() < 0.2
             try:
+                future = client.submit(text, timeout=timeout)  # no connection in time: it raises
+                if cancelled:
+                    future.cancel()
                 outcomes.append((text, future.result(PATIENCE)))
             except (TimeoutError, CancelledError) as error:
                 outcomes.append((text, type(error).__name__))

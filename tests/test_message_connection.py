@@ -272,6 +272,34 @@ def test_who_takes_a_turn_over_sends_what_was_left_unsent(service: Service) -> N
     assert stream.frames() == [tagged(string(str(number)), number) for number in (1, 2)]
 
 
+def test_nobody_is_called_for_requests_that_he_could_not_answer() -> None:
+    """Workers who came for them would come again and again, and nobody would wait for the kernel's room meanwhile."""
+    service = make_service(max_in_flight=3, max_in_flight_total=4)
+    connection, stream, _ = make(service)
+    feed(connection, *[text(number, TAGGED) for number in range(4)])
+    assert connection.waiting() == 3  # as many as it has places
+    stolen = [service.places.pop() for _ in range(2)]
+    assert connection.waiting() == 2  # as many as the server has
+    stolen += [service.places.pop() for _ in range(2)]
+    assert connection.waiting() == 1  # and who finds none there writes that down
+    assert (connection.run(), list(service.starved)) == (0, [connection])
+    service.places.extend(stolen)
+    service.starved.clear()
+    places, connection.places = connection.places, []
+    assert connection.waiting() == 0
+    connection.places = places
+    stream.room = 0
+    connection.send(reply_entry(text(9, TAGGED), bytes(2000), None, 1 << 20))
+    assert connection.choked()
+    assert connection.waiting() == 0
+    assert connection.run() == 0
+    stream.room = 1 << 30
+    connection.on_ready(stream, ROOM)  # type: ignore[arg-type]
+    assert connection.waiting() == 3
+    connection.discards = True
+    assert connection.waiting() == 0
+
+
 class Checked(list[None]):
     """Places that whoever counts them in another thread finds as they are when the test lets him go on."""
 
