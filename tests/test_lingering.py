@@ -465,7 +465,7 @@ def test_a_linger_that_ends_in_time_counts_as_drained(namespace: Namespace, pati
         peer.sendall(bytes(5000))
         assert everything(peer) == len(ANSWER)
         stopping = Worker(lambda: served.stop(PATIENCE))
-        until(lambda: served.stopping)
+        until(lambda: served._table._closing)  # he has counted who is inside
         assert served.stats().connections == 1
         peer.close()
         assert stopping.outcome() == StopReport(drained=1)

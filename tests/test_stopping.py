@@ -386,9 +386,9 @@ def test_a_call_that_returns_while_its_end_is_asked_for_ends_it() -> None:
             blocking.go_on.set()
             calling.outcome()
 
+        blocking.wait()  # first: a call that came later would find no token
         connection._token = Token(let_it_return)
         connection._token.clear()
-        blocking.wait()
         assert not connection.end()
     assert gone == [connection]
 
