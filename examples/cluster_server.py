@@ -20,8 +20,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
-import dask.config  # pyright: ignore[reportMissingImports] # an extra: it may not be there
-from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
+try:
+    import dask.config  # pyright: ignore[reportMissingImports] # an extra: it may not be there
+    from distributed import Client, LocalCluster  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise SystemExit(f"this example needs the extra: pip install 'bbipc[cluster]' ({error})") from error
 
 from bbipc import IPV4_LOOPBACK, Address, parse_address
 from pool import MessageServer, Request

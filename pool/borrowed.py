@@ -203,7 +203,10 @@ class BorrowedMonitor:
 
     def _say_farewell(self, error: Exception) -> None:
         if self._on_close is not None and not self._cancelled:
-            self._on_close(error)
+            try:
+                self._on_close(error)
+            except Exception as problem:  # noqa: BLE001 # it is the user's, and whoever calls it here is not
+                reports.failure(logger, 1, self._on_close, f"the thread {threading.current_thread().name!r}", problem)
 
     def __reduce__(self) -> NoReturn:
         """Whoever pickles the call of a monitor for another process is told what cannot go there: its socket."""

@@ -22,6 +22,7 @@ from bbipc.messages.message import DISCARD, FAILED, Message, MessageType
 from bbipc.polling.deadline import checked_timeout
 from bbipc.sockets import fork
 from bbipc.sockets.endpoint import Address, AddressLike, parse_address
+from pool.arguments import checked_count, checked_kind
 from pool.calls import Reply, Unsent, Value, outgoing, value_of
 from pool.connecting import ClientConnections, Lender, Terms
 from pool.conversation import Conversation
@@ -93,14 +94,15 @@ class MessageClient:
         poller_thread: PollerThread | None = None,
     ) -> None:
         Decoder(max_message_size=max_message_size)  # raises for what is no limit
-        if max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be at least 1, not {max_in_flight}")
+        checked_count("max_in_flight", max_in_flight)
+        if poller_thread is not None:
+            checked_kind("poller_thread", poller_thread, PollerThread)
         self._address = parse_address(address)
         self._timeout = checked_timeout(timeout)
         self._limit = max_message_size
         self._max_in_flight = max_in_flight
         self._lender = Lender(poller_thread)
-        terms = Terms(max_message_size, accept_unsigned, reconnect, max_in_flight, checked_timeout(spin) or 0.0)
+        terms = Terms(max_message_size, accept_unsigned, reconnect, max_in_flight, checked_timeout(spin, "spin") or 0.0)
         self._connections = ClientConnections(self._address, terms, self._lender, self)
         self._generation = fork.generation
 

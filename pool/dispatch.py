@@ -94,7 +94,7 @@ class Dispatcher:
         """*socket* was closed, or shut, or connected."""
         if socket.closed:
             for party in self._table.take(socket):
-                self.clocked(party.end, SocketClosedError(socket), party=party)
+                self.clocked(party.end, SocketClosedError(socket))
             return
         for party in self._table.parties_of(socket):
             if isinstance(party, Wait):
@@ -105,12 +105,12 @@ class Dispatcher:
         try:
             action(*args)
         except BaseException as error:  # noqa: BLE001 # as in _serve
-            self._report_failure(party, error)
+            self._report_failure(party, error, _behind(action))
 
-    def clocked(self, action: Callable[..., object], *args: object, party: Party | None = None) -> None:
+    def clocked(self, action: Callable[..., object], *args: object) -> None:
         """The same, and it is seen how long it takes: for a timer, a close, and whatever else comes seldom."""
         started = time.monotonic()
-        self.guarded(action, *args, party=party)
+        self.guarded(action, *args)
         spent = time.monotonic() - started
         if spent > SLOW:
             reports.slowness(logger, _behind(action), self._where, spent)
@@ -133,12 +133,12 @@ class Dispatcher:
         named: list[object] = [*suspects.values()] or [socket for socket, _ in batch]
         reports.slowness(logger, named[:MOST_NAMED], self._where, spent, one_of=suspicion == AMONG_OTHERS)
 
-    def _report_failure(self, party: Party | None, error: BaseException) -> None:
+    def _report_failure(self, party: Party | None, error: BaseException, what: object = "a callback") -> None:
         if isinstance(party, Monitor):
             party.failures += 1
             reports.failure(logger, party.failures, party.callback, self._where, error)
         else:
-            reports.failure(logger, 1, "a callback", self._where, error)
+            reports.failure(logger, 1, what, self._where, error)
 
 
 def _behind(action: Callable[..., object]) -> object:

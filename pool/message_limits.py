@@ -12,6 +12,7 @@ from typing import Final
 
 from bbipc.messages.message import MAX_WORD
 from bbipc.polling.deadline import checked_timeout
+from pool.arguments import checked_count
 
 #: seconds, and bytes: how long a connection is read after its last reply, so that a peer which still sends finds the
 #: reply and not a reset
@@ -26,6 +27,7 @@ class Limits:
     """What :class:`pool.MessageServer` takes by these names.
 
     :raises ValueError: a number that makes no sense
+    :raises TypeError: no number
     """
 
     max_message_size: int
@@ -43,25 +45,28 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_in_flight", "max_in_flight_total", "max_unsent", "max_unverified"):
             number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+            if number is not None:
+                checked_count(name, number)
         if self.max_in_flight > MOST_IN_FLIGHT:
             raise ValueError(f"max_in_flight must be at most {MOST_IN_FLIGHT}, not {self.max_in_flight}")
-        if not 0 <= self.max_message_size <= MAX_WORD:
+        checked_count("max_message_size", self.max_message_size, least=0)
+        if self.max_message_size > MAX_WORD:
             raise ValueError(f"max_message_size must be 0 to {MAX_WORD}, not {self.max_message_size}")
-        if self.min_body_rate < 0:
-            raise ValueError(f"min_body_rate must be at least 0, not {self.min_body_rate}")
-        for seconds in self.timeouts():
+        checked_count("min_body_rate", self.min_body_rate, least=0)
+        for name, seconds in self._named_timeouts().items():
             if seconds == 0:
-                raise ValueError("a timeout of 0 s would end every connection")
+                raise ValueError(f"{name} of 0 s would end every connection")
 
     def timeouts(self) -> list[float]:
         """Those that there are, in seconds.
 
         :raises ValueError: a negative or NaN timeout
         """
-        named = (self.idle_timeout, self.header_timeout, self.body_timeout, self.stall_timeout)
-        return [seconds for seconds in map(checked_timeout, named) if seconds is not None]
+        return [seconds for seconds in self._named_timeouts().values() if seconds is not None]
+
+    def _named_timeouts(self) -> dict[str, float | None]:
+        names = ("idle_timeout", "header_timeout", "body_timeout", "stall_timeout")
+        return {name: checked_timeout(getattr(self, name), name) for name in names}
 
     @property
     def most_held(self) -> int:

@@ -31,6 +31,7 @@ from bbipc.sockets.local import LocalServer, PeerCredentials
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from pool.accepting import Accepting
+from pool.arguments import checked_callable, checked_count, checked_hook
 from pool.message_callers import callers, settles_futures
 from pool.message_limits import COUNTED, Limits, MessageServerStats
 from pool.message_runners import LoopRunner, Runner, WorkerRunner
@@ -89,7 +90,8 @@ class MessageServer(ServerFace[Client]):
     ``servers``: the listening sockets.  ``workers``: as given, or the server's own pool.  Any thread may call anything.
 
     :raises ValueError: no listening socket, a limit that makes no sense, *allowed_uids* for a TCP socket
-    :raises TypeError: not a StreamServer, *workers* is none of these
+    :raises TypeError: not a StreamServer, *workers* is none of these, a handler or hook that is no callable, a limit
+        or uid that is no number
     """
 
     def __init__(
@@ -118,6 +120,8 @@ class MessageServer(ServerFace[Client]):
         servers = listening_sockets(server)
         if allowed_uids is not None:
             _check_local(servers)
+            for uid in allowed_uids:
+                checked_count("a uid of allowed_uids", uid, least=0)
         limits = Limits(
             max_message_size=max_message_size,
             max_connections=max_connections,
@@ -133,6 +137,9 @@ class MessageServer(ServerFace[Client]):
         )
         if not (workers is None or workers == "inline" or isinstance(workers, Executor)):
             raise TypeError(f'workers must be a WorkerPool, an Executor or "inline", not {type(workers).__name__}')
+        checked_callable("handler", handler)
+        checked_hook("on_error", on_error)
+        checked_hook("on_close", on_close)
         self._owns_workers = workers is None
         self.workers: WorkerPool | Executor | Literal["inline"] = WorkerPool() if workers is None else workers
         self._limits = limits

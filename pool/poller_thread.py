@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from typing import TypeVar, cast
 
 from bbipc.errors import ConnectionFailedError, NoConnectionAvailableError, PollerClosedError
 from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout
 from bbipc.polling.poller import Poller
 from bbipc.sockets.local import Path, connect_to_local_server
-from bbipc.sockets.server import StreamServer
+from bbipc.sockets.server import ServerOf, StreamServer
 from bbipc.sockets.stream import StreamSocket
 from bbipc.sockets.tcp import connect_to_ipv4_tcp_server, connect_to_ipv6_tcp_server
 from pool.accept_queue import AcceptQueue
 from pool.future_stream import FutureStream
 from pool.futures import failed, finished
 from pool.polling_loop import PollingLoop
+
+S = TypeVar("S", bound=StreamSocket)
 
 
 class PollerThread(PollingLoop):
@@ -101,7 +104,7 @@ class PollerThread(PollingLoop):
         """
         return self._connect(partial(connect_to_local_server, path), f"{path!r}", timeout)
 
-    def accept(self, server: StreamServer, *, timeout: float | None = None) -> Future[StreamSocket]:
+    def accept(self, server: ServerOf[S], *, timeout: float | None = None) -> Future[S]:
         """The next connection of *server*.
 
         Several who wait are given one connection each, in the order of their calls; one that was cancelled takes none.
@@ -127,7 +130,7 @@ class PollerThread(PollingLoop):
             queue = self._accepts.get(server)
             if queue is None:
                 queue = self._accepts[server] = AcceptQueue(server, self, self._forget_server)
-        return queue.ask(limit)
+        return cast("Future[S]", queue.ask(limit))
 
     def _forget_server(self, server: StreamServer) -> None:
         with self._accepts_lock:

@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeVar, cast
+from typing import Final, NoReturn, Self, TypeVar, TypeVarTuple, cast
 
 from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
@@ -42,6 +42,7 @@ from bbipc.polling.watch import wanted_bits
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from pool import lifecycle
+from pool.arguments import checked_callable, checked_hook, checked_kind
 from pool.dispatch import Dispatcher
 from pool.futures import fail, failed, finished, settle
 from pool.interests import Callback, Interests, Party
@@ -49,6 +50,7 @@ from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 S = TypeVar("S", bound=Socket)
 
 #: seconds that a closer waits for the lock of the table where the thread has not ended in time
@@ -63,6 +65,8 @@ class PollingLoop:
     """
 
     def __init__(self, poller: Poller | None = None, *, name: str | None = None) -> None:
+        if poller is not None:
+            checked_kind("poller", poller, Poller)
         self._poller = poller
         self._name = name or "bbipc-poller"
         self._where = f"the poller thread {self._name!r}"
@@ -160,27 +164,30 @@ class PollingLoop:
         cancel.  Any thread; never blocks.
 
         :raises ValueError: events that this socket does not have
-        :raises TypeError: not a Socket, or not a SocketEvent
+        :raises TypeError: not a Socket, a SocketEvent, a callable
         :raises SocketClosedError: it was closed before
         :raises PollerClosedError: this was closed before
         :raises OSError: the kernel has no room for it
         """
         wanted = wanted_bits(socket, events)
+        checked_callable("callback", callback)
+        checked_hook("on_close", on_close)
         monitor = Monitor(self._interests, socket, wanted, cast(Callback, callback), on_close)
         self._join(socket, monitor)
         return monitor
 
-    def call_later(self, delay: float, fn: Callable[..., T], *args: object) -> Future[T]:
+    def call_later(self, delay: float, fn: Callable[[*Ts], T], *args: *Ts) -> Future[T]:
         """Call ``fn(*args)`` on the poller thread after *delay* seconds; the future of what it gives.
 
         ``cancel`` takes it back until it begins; what it raises goes to the future, which fails with
         PollerClosedError when this is closed before.  Any thread; never blocks.
 
         :raises ValueError: a negative, infinite or NaN delay
-        :raises TypeError: not a number
+        :raises TypeError: not a number, or not a callable
         :raises PollerClosedError: this was closed
         """
-        limit = checked_timeout(delay)
+        limit = checked_timeout(delay, "delay")
+        checked_callable("fn", fn)
         if limit is None:
             raise ValueError(f"delay must be a finite number of seconds, not {delay!r}")
         future: Future[T] = Future()
@@ -358,7 +365,7 @@ class PollingLoop:
             finally:
                 self._lock.release()
             for party in parties:
-                self._dispatcher.guarded(party.end, self._closed_error(), party=party)
+                self._dispatcher.guarded(party.end, self._closed_error())
             for drop in drops:
                 self._dispatcher.guarded(drop)
         if self._poller is not None:

@@ -173,8 +173,9 @@ class Reading:
         """
         reason = self.reason or reason or _finished()
         if isinstance(reason, TruncatedMessageError) or not isinstance(reason, _TOLD_AS_THEY_ARE):
-            number = reason.errno if isinstance(reason, OSError) else None
-            text = f"connection lost: {reason}"
+            number, told = (reason.errno, reason.strerror) if isinstance(reason, OSError) else (None, None)
+            text = "" if isinstance(reason, RemoteDisconnectedError) else "connection lost: "
+            text += told or str(reason)
             error: Exception = RemoteDisconnectedError(number or errno.ECONNRESET, text, socket=self._stream)
         else:
             error = copy.copy(reason)

@@ -35,7 +35,16 @@ from bbipc.sockets.local import PeerCredentials
 #: what a response may be made of; ``None``: a blank one, that is no value
 Value: TypeAlias = str | Buffer | Message | None
 #: a response that comes later
-Deferred: TypeAlias = Future[str] | Future[bytes] | Future[Message] | Future[None]
+Deferred: TypeAlias = (
+    Future[str]
+    | Future[bytes]
+    | Future[Message]
+    | Future[None]
+    | Future[str | None]
+    | Future[bytes | None]
+    # what a client's ``submit`` gives
+    | Future[str | bytes | None]
+)
 #: what a handler may return
 Reply: TypeAlias = Value | Deferred
 #: who is at the other end: the credentials of a local peer, (host, port) of one over TCP, ``None``: it is not known

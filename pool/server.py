@@ -17,14 +17,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final, Literal, TypeVar, cast
 
 from bbipc.errors import PollerClosedError, RemoteDisconnectedError, SocketClosedError
 from bbipc.events import SocketEvent
-from bbipc.sockets.server import StreamServer
+from bbipc.sockets.server import ServerOf
 from bbipc.sockets.stream import StreamSocket
 from pool import lifecycle, reports
 from pool.accepting import Accepting
+from pool.arguments import checked_callable, checked_count, checked_hook, checked_kind
 from pool.connections import Connection, Connections, Handler, Session
 from pool.interests import Callback
 from pool.seldom import Seldom
@@ -32,6 +33,7 @@ from pool.server_face import MAX_CONNECTIONS, STOP_TIMEOUT, ServerFace, listenin
 from pool.stopping import StopReport
 from pool.worker_pool import WorkerPool
 
+S = TypeVar("S", bound=StreamSocket)
 #: what is told of a handler's error
 ErrorHook = Callable[[BaseException, StreamSocket], object]
 
@@ -88,34 +90,38 @@ class ConnectionServer(ServerFace[Connection]):
     ``servers``: the listening sockets.  ``workers``: the pool.  Any thread may call any method at any time.
 
     :raises ValueError: no listening socket, a limit below 1, *speaks_first* with ``per="readiness"``
-    :raises TypeError: not a StreamServer
+    :raises TypeError: not a StreamServer, a WorkerPool, a callable
     """
 
     def __init__(
         self,
-        server: StreamServer | Sequence[StreamServer],
-        handler: Handler,
+        server: ServerOf[S] | Sequence[ServerOf[S]],
+        handler: Callable[[S], object],
         *,
         workers: WorkerPool | None = None,
         max_connections: int | None = MAX_CONNECTIONS,
         per: Literal["connection", "readiness"] = "connection",
         speaks_first: bool = False,
-        on_error: ErrorHook | None = None,
+        on_error: Callable[[BaseException, S], object] | None = None,
     ) -> None:
         servers = listening_sockets(server)
         if per not in ("connection", "readiness"):
             raise ValueError(f'per must be "connection" or "readiness", not {per!r}')
         if speaks_first and per == "readiness":
             raise ValueError('who is called when there is something to read cannot speak first; per="connection" can')
-        if max_connections is not None and max_connections < 1:
-            raise ValueError(f"max_connections must be at least 1, not {max_connections}")
+        if max_connections is not None:
+            checked_count("max_connections", max_connections)
+        if workers is not None:
+            checked_kind("workers", workers, WorkerPool, "a WorkerPool (WorkerPool(executor=…) has any Executor call)")
+        checked_callable("handler", handler)
+        checked_hook("on_error", on_error)
         self.workers = WorkerPool() if workers is None else workers
         self._owns_workers = workers is None
-        self._handler = handler
+        self._handler = cast(Handler, handler)
         self._limit = max_connections
         self._take = self._take_session if per == "connection" else self._take_connection
         self._first = SocketEvent.DETERMINED if speaks_first else _READ
-        self._on_error = on_error
+        self._on_error = cast("ErrorHook | None", on_error)
         self._errors = Seldom()
         self._warnings = Seldom()
         self._connections = Connections(self._on_leave, self._failed, self._refused)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from types import TracebackType
 from typing import Final, Generic, NoReturn, Self, TypeVar
 
@@ -90,7 +90,7 @@ class ServerFace(ABC, Generic[M]):
 
         :raises RuntimeError, SocketClosedError, OSError: see :meth:`start`
         """
-        checked_timeout(stop_timeout)
+        checked_timeout(stop_timeout, "stop_timeout")
         try:
             self._stopping.serve_until_end(self.start)
         except KeyboardInterrupt:
@@ -192,13 +192,17 @@ class ServerFace(ABC, Generic[M]):
         return f"<{type(self).__name__} {state}, {len(self._table)} connections, at {self.servers!r}>"
 
 
-def listening_sockets(server: StreamServer | Sequence[StreamServer]) -> tuple[StreamServer, ...]:
-    """One, or several.
+def listening_sockets(server: object) -> tuple[StreamServer, ...]:
+    """*server*: one, or several.
 
     :raises ValueError: none
     :raises TypeError: not a StreamServer
     """
-    servers = (server,) if isinstance(server, StreamServer) else tuple(server)
+    if isinstance(server, StreamServer):
+        return (server,)
+    if not isinstance(server, Iterable):
+        raise TypeError(f"server must be a StreamServer, or several, not {type(server).__name__}")
+    servers = tuple(server)
     if not servers:
         raise ValueError("a server needs at least one listening socket")
     for each in servers:

@@ -42,10 +42,10 @@ def farewell(station: Station, how: Callable[[Station], None]) -> None:
     try:
         how(station)
     except BaseException as error:  # noqa: BLE001 # the law of this file
-        failed(station, error)
+        reports.failure(logger, 1, station.on_close, "a worker", error)
 
 
 def failed(station: Station, error: BaseException) -> None:
-    """Its call, or its end, has raised *error*."""
+    """Its call has raised *error*."""
     station.failures += 1
     reports.failure(logger, station.failures, station.call, "a worker", error)

@@ -14,13 +14,14 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast
 
 from bbipc.errors import QueueFullError
 from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout, deadline_after, time_left
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
+from pool.arguments import checked_callable, checked_count, checked_hook, checked_kind
 from pool.borrowed import BorrowedMonitor
 from pool.crew import Crew
 from pool.futures import chain, fail
@@ -33,6 +34,7 @@ from pool.tasks import Errand, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 S = TypeVar("S", bound=Socket)
 
 _counter: Final = itertools.count()
@@ -109,14 +111,18 @@ class WorkerPool(Executor):
             raise ValueError("the threads and the queue of an executor are its owner's to choose")
         if max_workers is None:
             max_workers = min(32, (_cpu_count() or 1) + 4)
-        if max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        if queue_limit is not None and queue_limit < 1:
-            raise ValueError(f"queue_limit must be at least 1, not {queue_limit}")
+        if isinstance(max_workers, int) and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")  # as ThreadPoolExecutor says it
+        checked_count("max_workers", max_workers)
+        checked_hook("initializer", initializer)
+        if queue_limit is not None:
+            checked_count("queue_limit", queue_limit)
+        if executor is not None:
+            checked_kind("executor", executor, Executor, "an Executor")
+        if poller_thread is not None:
+            checked_kind("poller_thread", poller_thread, PollerThread)
         self._queue_limit = queue_limit
-        self._queue_timeout = checked_timeout(queue_timeout)
+        self._queue_timeout = checked_timeout(queue_timeout, "queue_timeout")
         self._executor = executor
         self._poller_thread = poller_thread
         self._owns_poller_thread = poller_thread is None
@@ -129,7 +135,7 @@ class WorkerPool(Executor):
         )
         self._stations = Stations()
         self._borrowed: weakref.WeakSet[BorrowedMonitor] = weakref.WeakSet()  # guarded by the lock
-        self._leadership = Leadership(self._crew, self._stations, checked_timeout(spin) or 0.0)
+        self._leadership = Leadership(self._crew, self._stations, checked_timeout(spin, "spin") or 0.0)
         self._crew.duty = self._leadership
         #: Not for users: have an errand run on a worker, next of all where a worker's own call asks; see leader.py.
         #: What is left when the pool is shut down is not run.
@@ -173,10 +179,10 @@ class WorkerPool(Executor):
 
     def when(
         self,
-        socket: Socket,
+        socket: S,
         events: SocketEvent,
-        fn: Callable[..., T],
-        *args: object,
+        fn: Callable[[S, SocketEvent, *Ts], T],
+        *args: *Ts,
         timeout: float | None = None,
     ) -> Future[T]:
         """Call ``fn(socket, events, *args)`` on a worker when some of *events* are true; the future of what it gives.
@@ -186,11 +192,12 @@ class WorkerPool(Executor):
         What has become ready is called for even where the queue is full.
 
         :raises ValueError: no events, events that this socket does not have, a negative or NaN timeout
-        :raises TypeError: not a Socket, a SocketEvent, a number
+        :raises TypeError: not a Socket, a SocketEvent, a callable, a number
         :raises SocketClosedError: it was closed before
         :raises RuntimeError: the pool was shut down
         """
         self._check_open()
+        checked_callable("fn", fn)
         future: Future[T] = Future()
         ready: Future[SocketEvent] = Future()
 
@@ -229,12 +236,14 @@ class WorkerPool(Executor):
         *executor*'s own error when that cannot make the call; not after a cancel.  A pool monitors a socket once.
 
         :raises ValueError: it is monitored already, or does not have one of *events*
-        :raises TypeError: not a Socket, or not a SocketEvent
+        :raises TypeError: not a Socket, a SocketEvent, a callable
         :raises SocketClosedError: it was closed before
         :raises RuntimeError: the pool was shut down
         :raises OSError: the kernel has no room for it
         """
         self._check_open()
+        checked_callable("fn", fn)
+        checked_hook("on_close", on_close)
         call = cast(Callback, fn)
         if self._executor is not None:
             borrowed = BorrowedMonitor(self.poller_thread, self, self._executor, socket, call, on_close)

@@ -64,6 +64,7 @@ MESSAGE_LAYERS: list[set[str]] = [
 ]
 POOL_LAYERS: list[set[str]] = [
     # what knows nothing of the rest
+    {"arguments"},
     {"afterwards", "futures", "interests", "lifecycle", "lookout", "message_limits", "reports", "requests", "seldom"},
     {"pace", "table", "timers", "told", "unverified"},
     {"message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},

@@ -177,7 +177,14 @@ def encoded(value: str | Buffer | None, kind: MessageType | None = None) -> tupl
 
 
 def _octets(buffer: Buffer) -> bytes:
-    return buffer if type(buffer) is bytes else bytes(octets(buffer))
+    if type(buffer) is bytes:
+        return buffer
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        what = "a str, a bytes-like object, a Message or None"
+        raise TypeError(f"a message is made of {what}, not of {type(buffer).__name__}") from None
+    return bytes(octets(view))
 
 
 def _terminated(text: str | bytes) -> bytes:

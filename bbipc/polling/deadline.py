@@ -13,8 +13,8 @@ from typing import Final
 LONGEST_WAIT: Final = 86400.0
 
 
-def checked_timeout(timeout: float | None) -> float | None:
-    """*timeout* in seconds; ``None`` and infinity: no limit.
+def checked_timeout(timeout: float | None, name: str = "timeout") -> float | None:
+    """*timeout* in seconds; ``None`` and infinity: no limit.  *name*: how the caller knows it.
 
     :raises TypeError: not a number
     :raises ValueError: negative or NaN
@@ -24,9 +24,9 @@ def checked_timeout(timeout: float | None) -> float | None:
     if type(timeout) is float and 0.0 <= timeout < 1e15:  # the common case, at a fifth of the price
         return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(timeout).__name__}")
     if not timeout >= 0:
-        raise ValueError(f"timeout must not be negative or NaN: {timeout!r}")
+        raise ValueError(f"{name} must not be negative or NaN: {timeout!r}")
     return None if timeout > 1e15 or math.isinf(timeout) else float(timeout)
 
 

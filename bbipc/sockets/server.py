@@ -6,7 +6,7 @@ Law of this file: one call takes at most one connection, and never fails for the
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from bbipc.errors import NoConnectionAvailableError
 from bbipc.events import SERVER_EVENTS
@@ -37,6 +37,17 @@ _PEER_VANISHED: Final = frozenset(
 )
 #: how many of them one accept_connection skips before it gives the thread back
 _MAX_SKIPPED: Final = 64
+
+
+S_co = TypeVar("S_co", bound=StreamSocket, covariant=True)
+
+
+class ServerOf(Protocol[S_co]):
+    """For type checkers: a StreamServer whose connections are of one kind."""
+
+    def accept_connection(self) -> S_co:
+        """See :class:`StreamServer`."""
+        ...
 
 
 class StreamServer(Socket):

@@ -75,6 +75,8 @@ def _command(options: argparse.Namespace, terminal: Terminal) -> int:
 def _check_send(arguments: dict[str, object]) -> None:
     binary, close = arguments.pop("binary"), arguments.pop("close")
     arguments["kind"] = MessageType.CLOSE if close else MessageType.BINARY if binary else MessageType.STRING
+    if close and arguments["text"] is not None:
+        raise ProblemError(Exit.USAGE, "--close is a message of its own, without a TEXT; see bbipc send --help")
     if arguments["text"] is None and not close:
         raise ProblemError(Exit.USAGE, "what is to be sent? TEXT, - or @FILE; see bbipc send --help")
 

@@ -19,6 +19,8 @@ from pool.cli.exits import Exit, ProblemError
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)")
 _MAX_SIZE: Final = (1 << 32) - 1
+#: what Linux says where there is no user
+_NO_UID: Final = (1 << 32) - 1
 #: more than a year: what "no limit" is to say is said by leaving it out
 MAX_SECONDS: Final = 1e8
 
@@ -147,7 +149,7 @@ def _fill_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--idle-timeout", type=_seconds, metavar="S", help="cut who says nothing for so long")
     parser.add_argument(
         "--allow-uid",
-        type=_number,
+        type=_uid,
         action="append",
         metavar="UID",
         help="let in this user only (local sockets; may be repeated)",
@@ -170,9 +172,11 @@ def _fill_send(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--literal", action="store_true", help="send TEXT as it stands, be it - or @FILE")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("-b", "--binary", action="store_true", help="send it as bytes, not as text")
-    kind.add_argument("-c", "--close", action="store_true", help="ask the server to close; needs no TEXT")
+    kind.add_argument("-c", "--close", action="store_true", help="ask the server to close; without a TEXT")
     parser.add_argument("-n", "--no-response", action="store_true", help="do not ask for an answer, or wait for one")
-    parser.add_argument("-t", "--timeout", type=_seconds, metavar="S", help="for all of it (default: no limit)")
+    parser.add_argument(
+        "-t", "--timeout", type=_seconds, metavar="S", help="to connect, send and be answered (default: no limit)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write the answer there, not to stdout")
     _add_size(parser)
     parser.add_argument("--accept-unsigned", action="store_true", help="take an answer without a checksum")
@@ -257,6 +261,12 @@ def _count(text: str) -> int:
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of up to nine digits")
+    return int(text)
+
+
+def _uid(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _NO_UID):
+        raise argparse.ArgumentTypeError(f"{text!r} is no user's number")
     return int(text)
 
 

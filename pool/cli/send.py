@@ -53,7 +53,8 @@ def _message(options: Options) -> Message:
     payload = _payload(options)
     size, limit = len(payload), options.max_message_size
     if size > limit:
-        more = "or more " if options.text == "-" and not options.literal else ""
+        read = options.text is not None and options.text.startswith(("-", "@")) and not options.literal
+        more = "or more " if read else ""  # no more was read
         raise ProblemError(Exit.BAD_MESSAGE, f"a message of {size} {more}bytes; --max-message-size is {limit}")
     flags = MessageFlag.NO_RESPONSE if options.no_response else 0
     try:
@@ -70,6 +71,8 @@ def _payload(options: Options) -> bytes:
         return b""
     if text == "-" and not options.literal:
         return read_stdin(options.max_message_size)
+    if text == "@" and not options.literal:
+        raise ProblemError(Exit.USAGE, "@ wants the name of a file; to send an @ itself, say --literal")
     if text.startswith("@") and not options.literal:
         return _content(text[1:], options.max_message_size)
     return os.fsencode(text)
@@ -96,7 +99,8 @@ def _shown(answer: Message, *, drawn: bool) -> bytes:
     data = _bytes(answer)
     if drawn:
         data = plain(_text(data), keep="\n\t").encode()
-    if (drawn or answer.type == MessageType.STRING) and data and not data.endswith(b"\n"):
+    text = answer.type == MessageType.STRING and not answer.flags & MessageFlag.DISCARD
+    if (text or (drawn and data)) and not data.endswith(b"\n"):
         data += b"\n"
     return data
 

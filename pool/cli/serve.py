@@ -22,7 +22,7 @@ from pool import MessageServer, StopReport, WorkerPool
 from pool.cli.exits import Exit, OutputGoneError, ProblemError
 from pool.cli.replies import Command, make_reply
 from pool.cli.terminal import Terminal
-from pool.cli.text import amount, plain, reason_of
+from pool.cli.text import amount, counted, plain, reason_of
 from pool.requests import Peer, Request
 from pool.stopping import GRACE
 
@@ -120,7 +120,8 @@ class Serving:
         except BaseException as error:
             listening.close()
             if isinstance(error, ValueError):  # a limit that makes no sense
-                raise ProblemError(Exit.USAGE, str(error)) from error
+                limit, _, problem = str(error).partition(" ")
+                raise ProblemError(Exit.USAGE, f"--{limit.replace('_', '-')} {problem}") from error
             raise
 
     def _serve(self) -> StopReport:
@@ -141,7 +142,7 @@ class Serving:
         try:
             return self._reply(request)
         finally:
-            self._count(request.type, len(request.payload))
+            self._count(request.type, _size(request))
 
     def _take_close(self, peer: Peer) -> None:
         """A peer has sent a CLOSE, and was answered whatever came before it."""
@@ -178,13 +179,13 @@ class Serving:
             self._terminal.error(f"{_shown_peer(peer)}: {type(error).__name__}: {reason_of(error)}")
 
     def _summary(self, seconds: float, report: StopReport) -> str:
-        errors = f"{self._errors:,} error{'' if self._errors == 1 else 's'}"
         kinds = ", ".join(f"{count:,} {kind.name}" for kind, count in self._counts.items() if count)
         total = sum(self._counts.values())
         cut = report.forced + report.abandoned
         return (
-            f"{total:,} messages{f' ({kinds})' if kinds else ''}, {amount(self._bytes)}, {errors}, "
-            f"{self._server.stats().accepted:,} connections, {seconds:.1f} s{f'; {cut} cut short' if cut else ''}"
+            f"{counted(total, 'message')}{f' ({kinds})' if kinds else ''}, {amount(self._bytes)}, "
+            f"{counted(self._errors, 'error')}, {counted(self._server.stats().accepted, 'connection')}, "
+            f"{seconds:.1f} s{f'; {cut} cut short' if cut else ''}"
         )
 
 
@@ -217,14 +218,17 @@ def _listen(options: Options) -> bbipc.StreamServer:
     address, backlog, stale = options.address, options.backlog, options.replace_stale
     try:
         if address.kind == "local":
-            _refuse(address, {"--reuse-port": options.reuse_port})
+            no_file = str(address.path).startswith("\0")  # in the abstract namespace: nobody is kept out by it
+            about_the_file = {"--mode": options.mode is not None and no_file, "--replace-stale": stale and no_file}
+            _refuse(address, {"--reuse-port": options.reuse_port, **about_the_file})
             mode = _MODE if options.mode is None else options.mode
             return address.listen(backlog=backlog, mode=mode, replace_stale=stale)
         uids, mode_given = options.allow_uid is not None, options.mode is not None
         _refuse(address, {"--mode": mode_given, "--replace-stale": stale, "--allow-uid": uids})
         return address.listen(backlog=backlog, reuse_port=options.reuse_port)
     except OSError as error:
-        raise ProblemError(Exit.FAILED, reason_of(error)) from error
+        reason = reason_of(error).replace("replace_stale=True", "--replace-stale")
+        raise ProblemError(Exit.FAILED, reason) from error
 
 
 def _refuse(address: Address, given: dict[str, bool]) -> None:
@@ -239,9 +243,14 @@ def _shown_peer(peer: Peer) -> str:
     return "unknown peer" if peer is None else f"{peer[0]} port {peer[1]}"
 
 
+def _size(request: Request) -> int:
+    """Bytes of its value: the NUL behind a text is none of it."""
+    payload = request.payload
+    return len(payload) - (request.type == MessageType.STRING and payload.endswith(b"\0"))
+
+
 def _described(request: Request) -> str:
-    value = request.value
-    size = len(request.payload.removesuffix(b"\0") if isinstance(value, str) else request.payload)
+    value, size = request.value, _size(request)
     head = f"<- {request.type.name} ({size:,} bytes, {_shown_peer(request.peer)})"
     if isinstance(value, str):
         return f"{head}: {plain(value[:_SHOWN_LETTERS])}{' …' if len(value) > _SHOWN_LETTERS else ''}"

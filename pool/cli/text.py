@@ -39,6 +39,11 @@ def amount(size: float) -> str:
     return f"{size / 1024:.1f} GiB"
 
 
+def counted(number: int, what: str) -> str:
+    """So many of *what*: ``1 error``, ``1,200 errors``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def reason_of(error: BaseException) -> str:
     """What went wrong, in words: without the number of a system error, which means nothing to most people."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -32,7 +32,8 @@ seeded = pytest.mark.parametrize("seed", range(2))
 def test_replies_that_are_read_late(kind: str, seed: int, short_dir: Path) -> None:
     """200 requests at once, with 7 MB of replies: somebody waits for the kernel's room at every moment.
 
-    Where calls were slow and a client did not read, all workers ran his connection's errand round and round (it hung in each run).
+    Where calls were slow and a client did not read, all workers ran his connection's errand round and round: it hung
+    in each run.
     """
 
     def sized(request: Request) -> bytes:
