@@ -163,10 +163,12 @@ def test_a_command_line_that_makes_no_sense(words: list[str], reason: str, bbipc
         (["plain file", "x"], 3, "no server listens at 'plain file'"),
         (["ipv4:127.0.0.1:1", "x"], 3, "no server can be reached at ipv4:127.0.0.1:1: Connection refused"),
         (["nobody", "@nothing"], 1, "cannot read nothing: No such file"),
+        (["nobody", "@"], 2, "@ wants the name of a file"),
+        (["nobody", "--close", "x"], 2, "--close is a message of its own"),
         (["nobody", "@."], 1, "cannot read .: Is a directory"),
         (["nobody", "@bytes"], 7, "no UTF-8 text; send it with --binary"),
         (["nobody", "@NUL"], 7, "a NUL in a text"),
-        (["nobody", "@/dev/zero", "-b"], 7, f"a message of {MAX_MESSAGE_SIZE + 1} bytes"),
+        (["nobody", "@/dev/zero", "-b"], 7, f"a message of {MAX_MESSAGE_SIZE + 1} or more bytes"),
         (["nobody", "12345", "--max-message-size", "4"], 7, "a message of 5 bytes; --max-message-size is 4"),
     ],
 )

@@ -33,8 +33,8 @@ from tests.support.makers import PATIENCE, Worker
 __all__ = ["bbipc_here"]
 
 SUMMARY = re.compile(
-    rb"(?P<total>[\d,]+) messages( \((?P<kinds>.*)\))?, (?P<size>.*), (?P<errors>\d+) errors?, "
-    rb"(?P<connections>\d+) connections, \d+\.\d s(; (?P<cut>\d+) cut short)?\n"
+    rb"(?P<total>[\d,]+) messages?( \((?P<kinds>.*)\))?, (?P<size>.*), (?P<errors>\d+) errors?, "
+    rb"(?P<connections>\d+) connections?, \d+\.\d s(; (?P<cut>\d+) cut short)?\n"
 )
 
 
@@ -110,7 +110,7 @@ def test_a_command_answers(path: str, bbipc_here: Here) -> None:
     with serving(path, "--reply", python(OBEY), *words) as (server, _):
         for program, answer in {
             "print('Grüße')": "Grüße\n".encode(),
-            "": b"",
+            "": b"\n",
             "os.write(1, b'a\\0b\\xff')": b"a\0b\xff",
             "print(os.getpgid(0) == os.getpid(), sys.argv)": b"True ['-c']\n",
             "os.write(1, b'x' * 999)": b"x" * 999 + b"\n",
@@ -333,7 +333,7 @@ def test_a_place_that_is_taken_is_told_in_one_line(path: str, bbipc_here: Here) 
         assert "a live server listens there" in one_line(bbipc_here("serve", path), 1)
         server.kill()
         server.wait()
-    assert "a dead server left its socket there" in one_line(bbipc_here("serve", path), 1)
+    assert "a dead server left its socket there; --replace-stale takes it" in one_line(bbipc_here("serve", path), 1)
     with serving(path, "--replace-stale", "--mode", "0640") as (server, _):
         assert Path(path).stat().st_mode & 0o777 == 0o640
         assert interrupted(server)[0] == 0
@@ -345,14 +345,17 @@ def test_a_place_that_is_taken_is_told_in_one_line(path: str, bbipc_here: Here) 
         (["ipv4:127.0.0.1:0", "--mode", "600"], "--mode means nothing at ipv4:127.0.0.1:0"),
         (["ipv4:127.0.0.1:0", "--replace-stale"], "--replace-stale means nothing"),
         (["ipv6:[::1]:0", "--allow-uid", "0"], "--allow-uid means nothing"),
+        (["abstract:x", "--mode", "600"], "--mode means nothing at abstract:x"),
+        (["abstract:x", "--replace-stale"], "--replace-stale means nothing at abstract:x"),
         (["x", "--reuse-port"], "--reuse-port means nothing at local:x"),
         (["x", "--reply", "no-such-command -x"], "there is no command 'no-such-command'"),
         (["x", "--reply", "'"], "No closing quotation"),
         (["x", "--reply", ""], "there is no command ''"),
         (["x", "--workers", "0"], "at least 1"),
-        (["x", "--max-in-flight", "65536"], "max_in_flight must be at most 65535"),
+        (["x", "--max-in-flight", "65536"], "--max-in-flight must be at most 65535"),
         (["x", "--mode", "999"], "no mode in octal"),
-        (["x", "--allow-uid", "root"], "'root' is no whole number"),
+        (["x", "--allow-uid", "root"], "'root' is no user's number"),
+        (["x", "--allow-uid", "4294967295"], "'4294967295' is no user's number"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
