@@ -26,30 +26,22 @@ knows what was lost.
 
 from __future__ import annotations
 
-import copy
 import errno
 import time
 from collections import deque
 from typing import Final
 
-from bbipc.errors import (
-    ConnectionFailedError,
-    MessageError,
-    PollerClosedError,
-    RemoteDisconnectedError,
-    SocketClosedError,
-    TruncatedMessageError,
-)
+from bbipc.errors import MessageError, TruncatedMessageError
 from bbipc.events import SocketEvent
 from bbipc.messages.frames import Decoder
 from bbipc.messages.message import TAGGED, Message
 from bbipc.polling.vigil import Vigil
 from bbipc.polling.wait import poll_socket
 from bbipc.sockets.stream import StreamSocket
-from pool.calls import Call, Waiter
+from pool.calls import Call, Role, Waiter
 from pool.outgoing import Outgoing
 from pool.pending import IN_ORDER, Distrust, Pending
-from pool.told import interrupted, without_frames
+from pool.told import call_failure, interrupted, without_frames
 
 #: seconds between two looks of a thread that waits for the connect: nobody can wake it, and it may be over
 CONNECT_TICK: Final = 0.05
@@ -60,15 +52,6 @@ LONGEST_READ: Final = 1 << 18
 LOOKS: Final = 8
 
 monotonic: Final = time.monotonic
-
-
-class Role:
-    """What has the reader's role, seen by others.  ``thread``: which one it is."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self) -> None:
-        self.thread = -1
 
 
 class Reading:
@@ -171,16 +154,7 @@ class Reading:
 
         *reason*: why, if nobody has come to an end with the connection yet.
         """
-        reason = self.reason or reason or _finished()
-        if isinstance(reason, TruncatedMessageError) or not isinstance(reason, _TOLD_AS_THEY_ARE):
-            number, told = (reason.errno, reason.strerror) if isinstance(reason, OSError) else (None, None)
-            text = "" if isinstance(reason, RemoteDisconnectedError) else "connection lost: "
-            text += told or str(reason)
-            error: Exception = RemoteDisconnectedError(number or errno.ECONNRESET, text, socket=self._stream)
-        else:
-            error = copy.copy(reason)
-        error.__cause__ = reason
-        return error
+        return call_failure(self.reason or reason or _finished(), self._stream)
 
     # By who has the role, or wants it.
 
@@ -392,9 +366,6 @@ class Reading:
             waiter.end()
         self._vigil = None
         self._registry.pop(self, None)
-
-
-_TOLD_AS_THEY_ARE: Final = (ConnectionFailedError, MessageError, PollerClosedError, SocketClosedError)
 
 
 def _finished() -> Exception:

@@ -21,11 +21,11 @@ from bbipc.events import SocketEvent
 from bbipc.messages.frames import Decoder
 from bbipc.sockets.base import Socket
 from bbipc.sockets.stream import StreamSocket
-from pool.calls import AnyCall, CallFuture, Waiter, get_ident, main_thread
+from pool.calls import AnyCall, CallFuture, Role, Waiter, get_ident, main_thread
 from pool.parties import Monitor
 from pool.pending import IN_ORDER, Distrust
 from pool.polling_loop import PollingLoop
-from pool.replies import Reading, Role, monotonic
+from pool.replies import Reading, monotonic
 
 #: seconds in which nobody has read, before the poller thread does
 PATIENCE: Final = 0.002
