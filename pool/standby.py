@@ -70,11 +70,19 @@ class Standby(Reading):
     # Any thread.
 
     def attend_to(self, future: CallFuture, timeout: float | None) -> None:
-        """Read, or sleep while somebody else does, until *future* is over or *timeout* seconds have passed."""
+        """Read, or sleep while somebody else does, until *future* is over or *timeout* seconds have passed.
+
+        Or its own time, of which the poller thread tells too late where it is in a callback.
+        """
         waiter = Waiter()
         future.join(waiter)
         try:
-            self.attend(waiter, None if timeout is None else monotonic() + timeout)
+            until = None if timeout is None else monotonic() + timeout
+            own = future.deadline
+            if own is None or (until is not None and until < own):
+                self.attend(waiter, until)
+            elif not self.attend(waiter, own):
+                self._time_out(future)
         finally:
             self._reads += 1
             future.leave(waiter)
@@ -100,6 +108,12 @@ class Standby(Reading):
             self._call_back()
         else:
             soon.add_done_callback(self._not_called_back)
+
+    def _time_out(self, future: CallFuture) -> None:
+        """Its time is up."""
+        self.give_up(future)
+        future.fail(TimeoutError("no reply came in time"))
+        self._nudge()
 
     def _given_up(self) -> None:
         """A reply may come that nobody waits for."""
@@ -181,13 +195,10 @@ class Standby(Reading):
         self._sweep_at = None
         now, following = monotonic(), None
         for call in list(self.table.values()):
-            until = call.deadline if isinstance(call, CallFuture) else None
-            if until is None:
+            if not isinstance(call, CallFuture) or (until := call.deadline) is None:
                 continue
             if until <= now:
-                self.give_up(call)
-                call.fail(TimeoutError("no reply came in time"))
-                self._nudge()
+                self._time_out(call)
             elif following is None or until < following:
                 following = until
         if following is not None:
