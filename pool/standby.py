@@ -132,19 +132,25 @@ class Standby(Reading):
 
     def _arm(self) -> None:
         """Let the poller thread read from now on."""
-        self._roomy = self.outgoing.stuck
-        events = _READ_AND_WRITE if self._roomy else _READ
-        self._armed = True
-        try:
-            if self._monitor is None:
-                made = self._poller_thread().monitor(self._stream, events, self._on_event, on_close=self.end)
-                self._monitor = kept = self._monitors.setdefault(0, made)
-                if kept is made:
-                    return
-                made.cancel()  # several came to that at once: a second one would never be paused
-            self._monitor.set_events(events)
-        except (OSError, RuntimeError) as error:
-            self.end(error)
+        while True:
+            self._roomy = roomy = self.outgoing.stuck
+            self._armed = True
+            try:
+                self._ask_for(_READ_AND_WRITE if roomy else _READ)
+            except (OSError, RuntimeError) as error:
+                return self.end(error)
+            # Another thread may have asked for something else meanwhile, and nobody knows who was heard last.
+            if self.reason is not None or (self._roomy is roomy and (roomy or not self.outgoing.stuck)):
+                return None
+
+    def _ask_for(self, events: SocketEvent) -> None:
+        if self._monitor is None:
+            made = self._poller_thread().monitor(self._stream, events, self._on_event, on_close=self.end)
+            self._monitor = kept = self._monitors.setdefault(0, made)
+            if kept is made:
+                return
+            made.cancel()  # several came to that at once: a second one would never be paused
+        self._monitor.set_events(events)
 
     def _watch_later(self) -> None:
         self._watched = True

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Self
+from unittest import mock
 
 import pytest
 
+from bbipc import SocketEvent
 from pool import MessageClient
 from pool.conversation import Conversation
+from pool.parties import Monitor
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import Peer, ScriptedServer, requests_of
+from tests.support.serving import until
+
+#: more than the kernel takes at once
+LARGE = bytes(3_000_000)
 
 
 @pytest.fixture(name="path")
@@ -73,3 +83,86 @@ def test_the_time_of_a_future_ends_a_wait_for_it_beside_a_long_callback(path: Pa
         assert isinstance(both[1].outcome(PATIENCE / 2), TimeoutError)
         assert mute.done()
         go.set()
+
+
+# What the poller thread is asked to look for.
+
+
+class Late:
+    """Stands in for a method: the first call of it by a thread that *who* says yes to is made when told to *go*."""
+
+    def __init__(self, owner: type, name: str, who: Callable[[object], bool], *, behind: bool = False) -> None:
+        self.there, self.go = threading.Event(), threading.Event()
+        original = getattr(owner, name)
+
+        def late(target: object, *args: object, **kwargs: object) -> object:
+            mine = not self.there.is_set() and who(target)
+            result = original(target, *args, **kwargs) if behind or not mine else None
+            if mine:
+                self.there.set()
+                assert self.go.wait(PATIENCE)
+            return result if behind or not mine else original(target, *args, **kwargs)
+
+        self._patch = mock.patch.object(owner, name, late)
+
+    def __enter__(self) -> Self:
+        self._patch.start()
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self.go.set()
+        self._patch.stop()
+
+
+def on_the_poller_thread(_: object) -> bool:
+    return threading.current_thread().name == "bbipc-client"
+
+
+def on_a_worker(_: object) -> bool:
+    return isinstance(threading.current_thread(), Worker)
+
+
+@contextlib.contextmanager
+def watched(path: Path, script: Callable[[Peer], object] = answering, **terms: int) -> Iterator[MessageClient]:
+    """A client whose connection the poller thread reads."""
+    with ScriptedServer(script, path), MessageClient(path, timeout=PATIENCE, **terms) as client:
+        assert client.send(b"a") == b"ok"
+        done, _ = wait([client.submit(b"b")], PATIENCE)
+        assert done
+        current = conversation_of(client)
+        until(lambda: current._armed and not current._role)
+        yield client
+
+
+def asked_for(client: MessageClient) -> tuple[bool, bool]:
+    """Whether room to write is asked for; and whether there is something to write."""
+    current = conversation_of(client)
+    assert current._monitor is not None
+    return bool(current._monitor.wanted & SocketEvent.ROOM_TO_WRITE.value), current.outgoing.stuck
+
+
+def test_room_that_one_thread_asks_for_is_not_unasked_by_one_that_looked_before(path: Path) -> None:
+    """The request stayed half written for good."""
+    with watched(path) as client, Late(Monitor, "set_events", on_a_worker) as late:
+        arming = Worker(conversation_of(client)._arm)  # nothing is stuck
+        assert late.there.wait(PATIENCE)
+        large = client.submit(LARGE)
+        late.go.set()
+        arming.outcome()
+        done, _ = wait([large], PATIENCE / 2)
+        assert done
+
+
+def test_room_that_nobody_needs_any_more_is_not_asked_for_by_one_that_looked_before(path: Path) -> None:
+    """The poller thread was told of it again and again, for good."""
+    with watched(path) as client, Late(Monitor, "set_events", on_a_worker) as late:
+        submitting = Worker(lambda: client.submit(LARGE).result(PATIENCE))
+        assert late.there.wait(PATIENCE)
+        assert client.submit(b"c").result(PATIENCE) == b"ok"  # whoever reads writes the rest, too
+        current = conversation_of(client)
+        current._arm()
+        assert asked_for(client) == (False, False)
+        late.go.set()
+        assert submitting.outcome() == b"ok"
+        until(lambda: asked_for(client) == (False, False))
+        assert not current._roomy
