@@ -230,12 +230,6 @@ class Conversation(Standby):
         if self.reason is None and call.error is None:
             self._one_less()
 
-    def _take_back(self, owner: object) -> None:
-        """Let *owner*'s request not leave any more; what stood behind it may."""
-        self.outgoing.drop(owner)
-        if self.outgoing.stuck or self._tellers:
-            self._wake_reader()
-
     def _doubted(self, reply: Message) -> float:
         """A server that was sent something that it does not take says so, and is going to close."""
         if reply[1].startswith(b"MessageTooLargeError"):

@@ -90,9 +90,7 @@ class Standby(Reading):
     def give_up(self, call: AnyCall) -> None:
         """Nobody wants the reply to *call* any more."""
         if self.outgoing.queue:
-            self.outgoing.drop(call)
-        if self.outgoing.stuck:  # what stood behind it may be more than the kernel has room for
-            self._wake_reader()
+            self._take_back(call)
         if self.pending.remove(call):
             self._given_up()
         self._nudge()
@@ -108,6 +106,15 @@ class Standby(Reading):
             self._call_back()
         else:
             soon.add_done_callback(self._not_called_back)
+
+    def _take_back(self, owner: object) -> None:
+        """Let *owner*'s request not leave any more; what stood behind it may."""
+        self.outgoing.drop(owner)
+        if self.outgoing.stuck:  # that was more than the kernel has room for: whoever reads is to wait for it, too
+            self._wake_reader()
+            self._attend()
+        elif self._tellers:
+            self._wake_reader()
 
     def _time_out(self, future: CallFuture) -> None:
         """Its time is up."""

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from bbipc import SocketEvent
+from bbipc import SocketEvent, StreamSocket
 from pool import MessageClient
 from pool.conversation import Conversation
 from pool.parties import Monitor
@@ -166,3 +166,34 @@ def test_room_that_nobody_needs_any_more_is_not_asked_for_by_one_that_looked_bef
         assert submitting.outcome() == b"ok"
         until(lambda: asked_for(client) == (False, False))
         assert not current._roomy
+
+
+# What nobody writes who waits for it.
+
+
+def test_room_is_asked_for_by_who_got_stuck_on_anothers_request(path: Path) -> None:
+    """Behind his own, which wants no reply, he wrote what had been queued meanwhile, and went away."""
+    with watched(path) as client, Late(StreamSocket, "write", on_a_worker, behind=True) as late:
+        telling = Worker(lambda: client.send(b"told", no_response=True))
+        assert late.there.wait(PATIENCE)
+        large = client.submit(LARGE)
+        until(lambda: not conversation_of(client)._role)
+        assert len(conversation_of(client).outgoing.queue) == 1
+        assert asked_for(client) == (False, False)
+        late.go.set()
+        telling.outcome()
+        done, _ = wait([large], PATIENCE / 2)
+        assert done
+
+
+def test_room_is_asked_for_by_who_got_stuck_on_what_stood_behind_a_cancelled_request(path: Path) -> None:
+    with watched(path) as client:
+        outgoing = conversation_of(client).outgoing
+        writer = object()
+        outgoing._pen[0] = writer  # somebody writes, so what is submitted is queued
+        first, second = client.submit(b"first"), client.submit(LARGE)
+        assert asked_for(client) == (False, False)
+        del outgoing._pen[0]
+        assert first.cancel()
+        done, _ = wait([second], PATIENCE / 2)
+        assert done
