@@ -214,6 +214,8 @@ class Conversation(Standby):
             self._wake_reader()
         elif self._tellers:  # another's request may have left with this one
             self._nudge()
+        if self._crowd:
+            self._tell_of_room()
         if kind == CLOSE and (tag != NO_REPLY or not self.alone):  # what is sent behind it would be lost
             self.retire()
         return sent

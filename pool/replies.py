@@ -94,7 +94,8 @@ class Reading:
         self._vigil: Vigil | None = None
         self._role: dict[int, Waiter | Role] = {}
         self._sleepers: dict[Waiter, None] = {}
-        self._crowd: dict[Waiter, None] = {}  # who waits for a reply to come, whosever it is
+        self._crowd: dict[Waiter, None] = {}  # who waits for a reply to come, whosever it is, or for room in the queue
+        self._gone_told = 0  # how much had left when the crowd was told last
         self._tellers: dict[Waiter, None] = {}  # who waits until a request that has no reply has left
         self._inbox: deque[Message] = deque()
         self._size = READ_SIZE
@@ -224,8 +225,10 @@ class Reading:
             raise
         if self._tellers:
             self._nudge()
-        if self._crowd or self.leaving:
+        if self.leaving:
             self._one_less()
+        elif self._crowd:
+            self._tell_of_room()
 
     def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
         """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely.
@@ -281,6 +284,13 @@ class Reading:
             self.end(_finished())
         if self._crowd:
             self._tell_crowd()
+
+    def _tell_of_room(self) -> None:
+        """Somebody has written: the crowd looks again if that made room.  Whoever reads would spin otherwise."""
+        gone = self.outgoing.gone
+        if gone != self._gone_told:
+            self._tell_crowd()
+            self._gone_told = gone  # afterwards: what is told twice is told
 
     def _tell_crowd(self) -> None:
         for waiter in list(self._crowd):

@@ -115,6 +115,8 @@ class Standby(Reading):
             self._attend()
         elif self._tellers:
             self._wake_reader()
+        if self._crowd:
+            self._tell_of_room()
 
     def _time_out(self, future: CallFuture) -> None:
         """Its time is up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -12,8 +13,10 @@ from unittest import mock
 
 import pytest
 
-from bbipc import SocketEvent, StreamSocket
+from bbipc import QueueFullError, SocketEvent, StreamSocket
+from bbipc.polling.vigil import Vigil
 from pool import MessageClient
+from pool.calls import Waiter
 from pool.conversation import Conversation
 from pool.parties import Monitor
 from tests.support.makers import PATIENCE, Worker
@@ -197,3 +200,70 @@ def test_room_is_asked_for_by_who_got_stuck_on_what_stood_behind_a_cancelled_req
         assert first.cancel()
         done, _ = wait([second], PATIENCE / 2)
         assert done
+
+
+# Room for one more.
+
+
+@contextlib.contextmanager
+def crammed(path: Path) -> Iterator[tuple[MessageClient, threading.Event]]:
+    """A client that has more to write than it may hold; the server reads on when told to, and answers nothing then."""
+    go = threading.Event()
+
+    def read_late(peer: Peer) -> None:
+        for count, request in enumerate(requests_of(peer)):
+            if count == 2:
+                assert go.wait(2 * PATIENCE)
+            elif count < 2:
+                peer.answer(request, b"ok")
+
+    with watched(path, read_late, max_message_size=1_000_000) as client:
+        for _ in range(4):
+            client.submit(bytes(990_000))
+        until(lambda: asked_for(client) == (True, True))
+        try:
+            yield client, go
+        finally:
+            go.set()
+
+
+def test_who_waits_for_room_sleeps(path: Path) -> None:
+    """He looked again and again."""
+    with crammed(path) as (client, _), mock.patch.object(Vigil, "wait", autospec=True, side_effect=Vigil.wait) as looks:
+        with pytest.raises(QueueFullError):
+            client.submit(b"c", timeout=0.2)
+        assert looks.call_count < 10
+
+
+def test_who_waits_for_room_is_told_of_what_another_thread_has_written(path: Path) -> None:
+    """Whoever reads finds nothing left to write when he comes to it."""
+    with crammed(path) as (client, go):
+        current = conversation_of(client)
+        reader = Waiter()
+        reader.thread = -1
+        until(lambda: current._role.setdefault(0, reader) is reader)  # a thread that reads, and pauses
+        waiting = Worker(lambda: client.submit(b"c", timeout=PATIENCE))
+        until(lambda: bool(current._crowd) and bool(current._sleepers))
+        go.set()
+
+        def all_written() -> bool:
+            with contextlib.suppress(TimeoutError):
+                client.send(b"told", no_response=True, timeout=0.001)
+            return not current.outgoing.queue
+
+        until(all_written)
+        waiting.outcome(PATIENCE / 2)
+        del current._role[0]
+
+
+def test_who_waits_for_room_is_told_of_what_is_taken_back(path: Path) -> None:
+    with crammed(path) as (client, _):
+        current = conversation_of(client)
+        until(lambda: not current._role)
+        size = current.outgoing.unsent()
+        largest = Worker(lambda: client.send(bytes(990_000), no_response=True, timeout=0.2))
+        waiting = Worker(lambda: current.make_room(1024, size + 1, time.monotonic() + PATIENCE))
+        until(lambda: bool(current._crowd))
+        with pytest.raises(TimeoutError):
+            largest.outcome()
+        assert waiting.outcome(PATIENCE / 2)
