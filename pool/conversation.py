@@ -92,6 +92,7 @@ class Conversation(Standby):
                 self._sweep_later(deadline)
         if not self._armed or self.outgoing.stuck:
             self._attend()
+        self.used = max(self.used, 0.0)  # it is looked at before the next request, if nothing is out
         return future
 
     def tell(self, kind: int, payload: bytes, deadline: float | None) -> None:

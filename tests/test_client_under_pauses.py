@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 
+import bbipc
 from bbipc import QueueFullError, SocketEvent, StreamSocket
 from bbipc.polling.vigil import Vigil
 from pool import MessageClient
@@ -267,3 +268,25 @@ def test_who_waits_for_room_is_told_of_what_is_taken_back(path: Path) -> None:
         with pytest.raises(TimeoutError):
             largest.outcome()
         assert waiting.outcome(PATIENCE / 2)
+
+
+# The end of a connection that is idle.
+
+
+def test_the_end_of_an_idle_connection_is_seen_by_a_submit_behind_submits() -> None:
+    """Over TCP, where a write to a peer that has closed is taken all the same."""
+
+    def once(peer: Peer) -> None:
+        request = peer.receive()
+        if request is not None:
+            peer.answer(request)
+
+    with (
+        bbipc.make_ipv4_tcp_server(bbipc.IPV4_LOOPBACK, 0) as server,
+        ScriptedServer(once, server) as scripted,
+        MessageClient((server.host_address, server.port), timeout=PATIENCE) as client,
+    ):
+        for number in range(1, 10):
+            assert client.submit(b"a").result() == b"A"
+            until(lambda number=number: scripted.ended == number)  # type: ignore[misc]
+        assert client.stats().connections == 9
