@@ -77,11 +77,13 @@ class Standby(Reading):
         waiter = Waiter()
         future.join(waiter)
         try:
-            until = None if timeout is None else monotonic() + timeout
-            own = future.deadline
-            if own is None or (until is not None and until < own):
-                self.attend(waiter, until)
-            elif not self.attend(waiter, own):
+            until, own = None if timeout is None else monotonic() + timeout, future.deadline
+            last = own is not None and (until is None or own <= until)
+            if last:
+                until = own
+            if until is not None and until <= monotonic():
+                self.look(0.0)  # whoever polls is the one who reads; and what has come in time counts
+            if not self.attend(waiter, until) and last:
                 self._time_out(future)
         finally:
             self._reads += 1

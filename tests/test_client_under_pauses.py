@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from unittest import mock
 
 import pytest
@@ -127,7 +127,7 @@ def on_a_worker(_: object) -> bool:
 
 
 @contextlib.contextmanager
-def watched(path: Path, script: Callable[[Peer], object] = answering, **terms: int) -> Iterator[MessageClient]:
+def watched(path: Path, script: Callable[[Peer], object] = answering, **terms: Any) -> Iterator[MessageClient]:
     """A client whose connection the poller thread reads."""
     with ScriptedServer(script, path), MessageClient(path, timeout=PATIENCE, **terms) as client:
         assert client.send(b"a") == b"ok"
@@ -290,3 +290,43 @@ def test_the_end_of_an_idle_connection_is_seen_by_a_submit_behind_submits() -> N
             assert client.submit(b"a").result() == b"A"
             until(lambda number=number: scripted.ended == number)  # type: ignore[misc]
         assert client.stats().connections == 9
+
+
+# Who polls.
+
+
+def test_who_polls_a_future_reads(path: Path) -> None:
+    """He counted as somebody who reads, so that the poller thread did not."""
+    with watched(path) as client:
+        current = conversation_of(client)
+        assert client.send(b"c") == b"ok"
+        current._poller_thread().call_later(0, lambda: None).result(PATIENCE)
+        with mock.patch.object(Conversation, "_attend"):  # nor is it to
+            assert current._monitor is not None
+            current._monitor.pause()
+            future = client.submit(b"d")
+            results = []
+
+            def polled() -> bool:
+                with contextlib.suppress(TimeoutError):
+                    results.append(future.result(0))
+                return bool(results)
+
+            until(polled)
+        assert results == [b"ok"]
+        assert not current._role
+        assert not current._sleepers
+
+
+def test_a_reply_that_has_come_in_time_is_had_though_nobody_has_read_it_in_time(path: Path) -> None:
+    with watched(path) as client:
+        current = conversation_of(client)
+        with mock.patch.object(Conversation, "_attend"), mock.patch.object(Conversation, "_sweep"):
+            assert current._monitor is not None
+            current._monitor.pause()
+            future = client.submit(b"d", timeout=0.05)
+            assert current._vigil is not None
+            assert current._vigil.wait(PATIENCE)
+            deadline = time.monotonic() + 0.1
+            until(lambda: time.monotonic() > deadline)
+            assert future.result() == b"ok"
