@@ -239,21 +239,6 @@ class Conversation(Standby):
             self.retire()
         return 0.0
 
-    def _hear_out(self) -> None:
-        """Nothing can be written any more: what the peer has said before is dealt out, then it is the end."""
-        waiter = Waiter()
-        try:
-            if self._role.setdefault(0, waiter) is waiter:
-                self._take_all_in()
-            else:
-                self._wake_reader()
-        finally:
-            self._leave(waiter)
-
-    def _take_all_in(self) -> None:
-        while self._take_in():  # in a frame of its own, too
-            pass
-
     def _no_reply(self, call: Call) -> NoReturn:
         error, call.error = call.error, None
         if error is not None:

@@ -11,6 +11,7 @@ the futures whose time is up.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +30,8 @@ from pool.replies import Reading, monotonic
 
 #: seconds in which nobody has read, before the poller thread does
 PATIENCE: Final = 0.002
+#: reads at most of what a peer has said to whom nothing can be written: more than a kernel keeps, unless it talks on
+HEARD_OUT: Final = 128
 
 _READ: Final = SocketEvent.DATA_AVAILABLE | SocketEvent.REMOTE_DISCONNECTED
 _READ_AND_WRITE: Final = _READ | SocketEvent.ROOM_TO_WRITE
@@ -125,6 +128,23 @@ class Standby(Reading):
         self.give_up(future)
         future.fail(TimeoutError("no reply came in time"))
         self._nudge()
+
+    def _hear_out(self) -> None:
+        """Nothing can be written any more: what the peer has said before is dealt out, then it is the end."""
+        waiter = Waiter()
+        try:
+            if self._role.setdefault(0, waiter) is waiter:
+                self._take_all_in()
+            else:
+                self._wake_reader()
+        finally:
+            self._leave(waiter)
+
+    def _take_all_in(self) -> None:
+        for _ in range(HEARD_OUT):  # in a frame of its own, too
+            if not self._take_in():
+                return
+        self.end(self.outgoing.error or ConnectionAbortedError(errno.ECONNABORTED, "it said too much"))
 
     def _given_up(self) -> None:
         """A reply may come that nobody waits for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +15,15 @@ from unittest import mock
 import pytest
 
 import bbipc
-from bbipc import QueueFullError, SocketEvent, StreamSocket
+from bbipc import QueueFullError, RemoteDisconnectedError, SocketEvent, StreamSocket
+from bbipc.messages import Message, MessageType, encode
 from bbipc.polling.vigil import Vigil
 from pool import MessageClient
 from pool.calls import Waiter
 from pool.conversation import Conversation
 from pool.parties import Monitor
 from tests.support.makers import PATIENCE, Worker
-from tests.support.messaging import Peer, ScriptedServer, requests_of
+from tests.support.messaging import TAGGED, Peer, ScriptedServer, requests_of
 from tests.support.serving import until
 
 #: more than the kernel takes at once
@@ -330,3 +332,19 @@ def test_a_reply_that_has_come_in_time_is_had_though_nobody_has_read_it_in_time(
             deadline = time.monotonic() + 0.1
             until(lambda: time.monotonic() > deadline)
             assert future.result() == b"ok"
+
+
+# The end of a peer that does not read any more.
+
+
+def test_a_peer_that_does_not_read_and_talks_on_suspends_no_timeout(path: Path) -> None:
+    """Whoever could not write to it heard it out for as long as it went on."""
+    late = encode(Message(MessageType.BINARY, b"", TAGGED, 0xFFFFFF))
+    with watched(path, reconnect=False) as client:
+        with (
+            mock.patch.object(StreamSocket, "write", side_effect=BrokenPipeError(errno.EPIPE, "gone")),
+            mock.patch.object(StreamSocket, "read", return_value=late),
+            pytest.raises(RemoteDisconnectedError, match="gone"),
+        ):
+            Worker(lambda: client.send(b"c", timeout=0.1)).outcome(PATIENCE / 2)
+        assert not client._connections.standing
