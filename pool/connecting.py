@@ -256,10 +256,10 @@ class ClientConnections:
                 raise conversation.failure(conversation.outgoing.error)  # perhaps nobody has read of the end yet
             self._share(None, apart)
             self._bury(conversation)
-            if conversation.open and not apart:
-                conversation.retire()
-            elif conversation.open:
+            if apart:
                 conversation.set_aside()
+            elif conversation.reason is None and not conversation.retired:
+                conversation.retire()  # it may be open no more, and stand: its peer has complained, and does not close
         self._let_go_of_spent(conversation)
         self._pause(deadline, patient, waiter)
         conversation = self._begin()

@@ -15,15 +15,17 @@ from unittest import mock
 import pytest
 
 import bbipc
-from bbipc import QueueFullError, RemoteDisconnectedError, SocketEvent, StreamSocket
+from bbipc import QueueFullError, RemoteDisconnectedError, SocketEvent, StreamSocket, poll_socket
 from bbipc.messages import Message, MessageType, encode
+from bbipc.messages.message import NO_RESPONSE
 from bbipc.polling.vigil import Vigil
 from pool import MessageClient
 from pool.calls import Waiter
+from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
 from pool.parties import Monitor
 from tests.support.makers import PATIENCE, Worker
-from tests.support.messaging import TAGGED, Peer, ScriptedServer, requests_of
+from tests.support.messaging import FAILED, TAGGED, Peer, ScriptedServer, requests_of
 from tests.support.serving import until
 
 #: more than the kernel takes at once
@@ -348,3 +350,37 @@ def test_a_peer_that_does_not_read_and_talks_on_suspends_no_timeout(path: Path) 
         ):
             Worker(lambda: client.send(b"c", timeout=0.1)).outcome(PATIENCE / 2)
         assert not client._connections.standing
+
+
+# A peer that complains, and does not close.
+
+
+def complaining(peer: Peer) -> None:
+    for request in requests_of(peer):
+        if not request.flags & NO_RESPONSE:
+            peer.answer(request)
+        peer.send(Message(MessageType.STRING, b"Bad: you\0", FAILED, 0))
+
+
+def test_connections_are_not_left_to_a_peer_that_complains(path: Path) -> None:
+    with ScriptedServer(complaining, path) as server, MessageClient(path, timeout=PATIENCE) as client:
+        for number in range(1, 10):
+            assert client.send(b"a") == b"A"
+            current = conversation_of(client)
+            if current.open:
+                assert poll_socket(current._stream, SocketEvent.DATA_AVAILABLE, PATIENCE)
+                current.used = 0.0  # it is looked at
+            assert client.stats().connections == number
+        assert len(client._connections.standing) == 1
+        until(lambda: server.ended == server.connections - 1)
+
+
+def test_connections_for_what_wants_no_reply_are_not_left_to_a_peer_that_complains(path: Path) -> None:
+    with ScriptedServer(complaining, path), MessageClient(path, timeout=PATIENCE) as client:
+        for number in range(1, 2 * MOST_SPENT):
+            client.send(b"a", no_response=True)
+            telling = client._connections.telling
+            assert telling is not None
+            assert poll_socket(telling._stream, SocketEvent.DATA_AVAILABLE, PATIENCE)
+            assert client.stats().connections == number
+        assert len(client._connections.standing) <= MOST_SPENT + 2
