@@ -103,8 +103,10 @@ class Standby(Reading):
     def call_back(self, future: CallFuture) -> None:
         """Have *future*'s callbacks called on the poller thread."""
         self._called_back.append(future)
-        if self._role.get(0) is self._mine:  # he calls them when he has given it back
-            return
+        if self._role.get(0) is not self._mine:  # else he calls them when he has given it back
+            self._call_back_soon()
+
+    def _call_back_soon(self) -> None:
         try:
             soon = self._poller_thread().call_later(0, self._call_back)
         except (OSError, RuntimeError):  # there is none any more
@@ -282,4 +284,9 @@ class Standby(Reading):
                 future = self._called_back.popleft()
             except IndexError:
                 return
-            future.call_back()
+            try:
+                future.call_back()
+            except BaseException:  # SystemExit, say: it ends what this thread is doing, and not what others wait for
+                if self._called_back:
+                    self._call_back_soon()
+                raise

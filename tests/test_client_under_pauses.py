@@ -384,3 +384,29 @@ def test_connections_for_what_wants_no_reply_are_not_left_to_a_peer_that_complai
             assert poll_socket(telling._stream, SocketEvent.DATA_AVAILABLE, PATIENCE)
             assert client.stats().connections == number
         assert len(client._connections.standing) <= MOST_SPENT + 2
+
+
+# Callbacks.
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_raises_what_it_likes_takes_nobody_elses_away(path: Path) -> None:
+    called, go = threading.Event(), threading.Event()
+
+    def answer_at_once(peer: Peer) -> None:
+        requests = requests_of(peer)
+        for _ in range(2):
+            peer.answer(next(requests), b"ok")
+        both = [next(requests), next(requests)]
+        assert go.wait(PATIENCE)
+        peer.connection.sendall(b"".join(encode(Message(one.type, b"ok", TAGGED, one.tag)) for one in both))
+        peer.receive()
+
+    def leave(_: object) -> None:
+        raise SystemExit("a callback")
+
+    with watched(path, answer_at_once) as client:
+        client.submit(b"c").add_done_callback(leave)
+        client.submit(b"d").add_done_callback(lambda _: called.set())
+        go.set()
+        assert called.wait(PATIENCE / 2)
