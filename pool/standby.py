@@ -117,7 +117,9 @@ class Standby(Reading):
     def _take_back(self, owner: object) -> None:
         """Let *owner*'s request not leave any more; what stood behind it may."""
         self.outgoing.drop(owner)
-        if self.outgoing.stuck:  # that was more than the kernel has room for: whoever reads is to wait for it, too
+        if self.outgoing.error is not None:
+            self._hear_out()
+        elif self.outgoing.stuck:  # that was more than the kernel has room for: whoever reads is to wait for it, too
             self._wake_reader()
             self._attend()
         elif self._tellers:
@@ -137,8 +139,8 @@ class Standby(Reading):
         try:
             if self._role.setdefault(0, waiter) is waiter:
                 self._take_all_in()
-            else:
-                self._wake_reader()
+            elif (vigil := self._vigil) is not None:
+                vigil.wake()  # whoever reads, or is about to: he that had the role may have left it since
         finally:
             self._leave(waiter)
 
@@ -158,7 +160,9 @@ class Standby(Reading):
     def _attend(self) -> None:
         if self.reason is not None or self._role:
             return
-        if self._monitor is None or self.outgoing.stuck:
+        if self.outgoing.error is not None and not self._end_guard:
+            self._hear_out()  # whoever read before had looked already when somebody could not write, and was to do that
+        elif self._monitor is None or self.outgoing.stuck:
             self._arm()
         elif not self._armed and not self._watched:
             self._watch_later()
@@ -260,7 +264,7 @@ class Standby(Reading):
             del role[0]
             if self._sleepers:
                 self._pass_on()
-            elif self.outgoing.stuck and not self._roomy:  # since he has looked
+            elif self.outgoing.error is not None or (self.outgoing.stuck and not self._roomy):  # since he has looked
                 self._attend()
             self._call_back()
 

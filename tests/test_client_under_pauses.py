@@ -24,6 +24,7 @@ from pool.calls import Waiter
 from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
 from pool.parties import Monitor
+from pool.standby import Standby
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import FAILED, TAGGED, Peer, ScriptedServer, requests_of
 from tests.support.serving import until
@@ -410,3 +411,70 @@ def test_a_callback_that_raises_what_it_likes_takes_nobody_elses_away(path: Path
         client.submit(b"d").add_done_callback(lambda _: called.set())
         go.set()
         assert called.wait(PATIENCE / 2)
+
+
+# A write that fails.
+
+
+@contextlib.contextmanager
+def read_no_more(conversation: Conversation) -> Iterator[None]:
+    """Its peer does not; but it does not hang up, so nothing comes that would let anybody look."""
+    write, write_vector = StreamSocket.write, StreamSocket.write_vector
+
+    def refused(stream: StreamSocket, *args: Any) -> int:
+        if stream is conversation._stream:
+            raise BrokenPipeError(errno.EPIPE, "gone")
+        return write(stream, *args)
+
+    def vector_refused(stream: StreamSocket, *args: Any) -> int:
+        if stream is conversation._stream:
+            raise BrokenPipeError(errno.EPIPE, "gone")
+        return write_vector(stream, *args)
+
+    with (
+        mock.patch.object(StreamSocket, "write", refused),
+        mock.patch.object(StreamSocket, "write_vector", vector_refused),
+    ):
+        yield
+
+
+def lost(future: Future[Any]) -> bool:
+    """Whether that becomes of it though nobody waits for it, who would read."""
+    until(future.done)
+    return isinstance(future.exception(), RemoteDisconnectedError)
+
+
+def test_the_poller_thread_ends_what_could_not_be_written_to_since_it_has_looked(path: Path) -> None:
+    with watched(path) as client:
+        mute, current = client.submit(b"mute"), conversation_of(client)
+        with Late(Standby, "_turn", on_the_poller_thread, behind=True) as late:
+            client.submit(b"c")
+            assert late.there.wait(PATIENCE)
+            with read_no_more(current):
+                assert client.submit(b"d").result(PATIENCE) == b"ok"  # over another connection
+        assert lost(mute)
+        assert current not in client._connections.standing
+
+
+def test_a_reader_who_leaves_ends_what_could_not_be_written_to_since_he_has_looked(path: Path) -> None:
+    with watched(path) as client:
+        mute, current = client.submit(b"mute"), conversation_of(client)
+        reader = Waiter()
+        reader.thread = -1
+        until(lambda: current._role.setdefault(0, reader) is reader)
+        with read_no_more(current):
+            assert client.submit(b"c").result(PATIENCE) == b"ok"
+        current._leave(reader)
+        assert lost(mute)
+
+
+def test_what_fails_behind_a_request_that_is_taken_back_is_the_end(path: Path) -> None:
+    with watched(path) as client:
+        mute, current = client.submit(b"mute"), conversation_of(client)
+        current.outgoing._pen[0] = current  # somebody writes, so what is submitted is queued
+        first, second = client.submit(b"first"), client.submit(b"second")
+        del current.outgoing._pen[0]
+        with read_no_more(current):
+            assert first.cancel()
+            assert lost(mute)
+            assert lost(second)
