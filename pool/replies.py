@@ -27,6 +27,7 @@ knows what was lost.
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections import deque
 from typing import Final
@@ -332,7 +333,7 @@ class Reading:
                 return
             if reader.thread == waiter.thread:
                 raise RuntimeError("a signal handler or finalizer waits for a reply inside of a call of its thread")
-            bed.acquire(timeout=-1 if left is None else left)
+            bed.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX))
         finally:
             self._sleepers.pop(waiter, None)
 

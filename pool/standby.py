@@ -199,6 +199,8 @@ class Standby(Reading):
             timer = self._call_later(max(deadline - monotonic(), 0.0), partial(self._sweep, deadline))
             if timer is not None:
                 self._sweeps[deadline] = timer
+                if self.reason is not None:  # whoever ended this may have looked before it was in the table
+                    timer.cancel()
                 if timer.done():  # it ran before it was in the table, so it could not take itself out
                     self._sweeps.pop(deadline, None)
 

@@ -7,6 +7,7 @@ and whoever sleeps, also in the middle of his turn, can be roused.  ``_holder[0]
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -74,7 +75,7 @@ class Turn:
             return
         if holder.thread == waiter.thread:
             raise RuntimeError("a signal handler or finalizer waits for a connection inside of a call that makes it")
-        bed.acquire(timeout=-1 if left is None else left)
+        bed.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX))
 
     def _leave(self, waiter: Waiter) -> None:
         try:

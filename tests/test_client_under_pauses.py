@@ -25,6 +25,7 @@ from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
 from pool.parties import Monitor
 from pool.standby import Standby
+from pool.turn import Turn
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import FAILED, TAGGED, Peer, ScriptedServer, requests_of
 from tests.support.serving import until
@@ -134,7 +135,7 @@ def on_a_worker(_: object) -> bool:
 @contextlib.contextmanager
 def watched(path: Path, script: Callable[[Peer], object] = answering, **terms: Any) -> Iterator[MessageClient]:
     """A client whose connection the poller thread reads."""
-    with ScriptedServer(script, path), MessageClient(path, timeout=PATIENCE, **terms) as client:
+    with ScriptedServer(script, path), MessageClient(path, **{"timeout": PATIENCE, **terms}) as client:
         assert client.send(b"a") == b"ok"
         done, _ = wait([client.submit(b"b")], PATIENCE)
         assert done
@@ -478,3 +479,45 @@ def test_what_fails_behind_a_request_that_is_taken_back_is_the_end(path: Path) -
             assert first.cancel()
             assert lost(mute)
             assert lost(second)
+
+
+# Long times.
+
+
+def test_a_time_may_be_longer_than_a_lock_can_wait(path: Path) -> None:
+    with watched(path) as client:
+        current = conversation_of(client)
+        reader = Waiter()
+        reader.thread = -1
+        until(lambda: current._role.setdefault(0, reader) is reader)
+        workers = [
+            Worker(lambda: client.send(b"c", timeout=1e11)),
+            Worker(lambda: client.submit(b"d", timeout=1e11).result()),
+            Worker(lambda: client.submit(b"e").result(1e11)),
+        ]
+        until(lambda: len(current._sleepers) == 3 or not all(worker.is_alive() for worker in workers))
+        current._leave(reader)
+        assert [worker.outcome() for worker in workers] == [b"ok"] * 3
+
+
+def test_a_turn_may_be_waited_for_longer_than_a_lock_can(path: Path) -> None:
+    turn = Turn()
+    waiter = Waiter()
+    waiter.thread = -1
+    turn._holder[0] = waiter
+    waiting = Worker(lambda: turn.run(lambda _: "done", time.monotonic() + 1e11))
+    until(lambda: bool(turn._sleepers) or not waiting.is_alive())
+    turn._leave(waiter)
+    assert waiting.outcome() == "done"
+
+
+def test_no_timer_is_left_by_a_connection_that_ended_before_it_was_made(path: Path) -> None:
+    with watched(path, timeout=None) as client:
+        current, loop = conversation_of(client), client._lender.get()
+        with Late(Standby, "_sweep_later", on_a_worker) as late:
+            submitting = Worker(lambda: client.submit(b"mute", timeout=3600).exception())
+            assert late.there.wait(PATIENCE)
+            current.end(ConnectionResetError())
+        assert isinstance(submitting.outcome(), RemoteDisconnectedError)
+        until(lambda: len(loop._timers) == 0)
+        assert not current._sweeps
