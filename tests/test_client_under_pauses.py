@@ -15,11 +15,19 @@ from unittest import mock
 import pytest
 
 import bbipc
-from bbipc import QueueFullError, RemoteDisconnectedError, SocketEvent, StreamSocket, poll_socket
+from bbipc import (
+    NoLocalServerError,
+    QueueFullError,
+    RemoteDisconnectedError,
+    SocketClosedError,
+    SocketEvent,
+    StreamSocket,
+    poll_socket,
+)
 from bbipc.messages import Message, MessageType, encode
 from bbipc.messages.message import NO_RESPONSE
 from bbipc.polling.vigil import Vigil
-from pool import MessageClient
+from pool import MessageClient, PollerThread
 from pool.calls import Waiter
 from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
@@ -521,3 +529,47 @@ def test_no_timer_is_left_by_a_connection_that_ended_before_it_was_made(path: Pa
         assert isinstance(submitting.outcome(), RemoteDisconnectedError)
         until(lambda: len(loop._timers) == 0)
         assert not current._sweeps
+
+
+# The poller thread, while others wait to connect anew.
+
+
+@contextlib.contextmanager
+def held_off(path: Path) -> Iterator[tuple[PollerThread, MessageClient]]:
+    """A client that is not to try for long, as it has failed to connect again and again."""
+    with PollerThread() as loop, MessageClient(path, poller_thread=loop) as client:
+        for _ in range(2):
+            with pytest.raises(NoLocalServerError):
+                client.send(b"a")
+        client._connections._not_before = time.monotonic() + 2 * PATIENCE
+        yield loop, client
+
+
+def test_the_poller_thread_does_not_wait_where_others_wait_to_connect_anew(path: Path) -> None:
+    with held_off(path) as (loop, client):
+        sending = [Worker(lambda: client.send(b"b")) for _ in range(2)]
+        until(lambda: len(client._connections._turn._sleepers) == 2)
+        with pytest.raises(NoLocalServerError):
+            loop.call_later(0, lambda: client.submit(b"c")).result(PATIENCE / 2)
+        client.close()
+        for worker in sending:
+            with pytest.raises(SocketClosedError):
+                worker.outcome()
+
+
+def test_the_poller_thread_does_not_wait_where_others_begin_to_wait_to_connect_anew(path: Path) -> None:
+    with held_off(path) as (loop, client):
+        connections = client._connections
+        later, connections._not_before = connections._not_before, 0.0
+        holder = Waiter()
+        holder.thread = -1
+        connections._turn._holder[0] = holder
+        submitting = loop.call_later(0, lambda: client.submit(b"c"))
+        until(lambda: bool(connections._turn._sleepers))
+        connections._not_before = later
+        pausing = Worker(lambda: connections._pause(None, True, holder))
+        with pytest.raises(NoLocalServerError):
+            submitting.result(PATIENCE / 2)
+        client.close()
+        with pytest.raises(SocketClosedError):
+            pausing.outcome()
