@@ -81,7 +81,11 @@ class Conversation(Standby):
         """Send a request; the reply to come.
 
         :raises Unsent: nothing has been sent, and nothing will be
+        :raises PollerClosedError: the same, as nobody would call back
         """
+        poller_thread = self._poller_thread()
+        if poller_thread.closed and self.open:  # in this order: who closes his own has ended this before
+            raise poller_thread._closed_error()
         future = CallFuture(self)
         tag = self.pending.add(future)
         self._send(future, kind, payload, TAGGED, tag)

@@ -5,8 +5,8 @@ and takes the reader's role for one look at a time.  Where it finds the role tak
 So it does not go on whenever the role is free for a moment (between two replies that one thread waits for), but when
 nobody has read for some ``PATIENCE``: while it is paused and calls are outstanding, a timer looks after that.
 
-Callbacks of futures are called on the poller thread, behind giving the role back; one timer a conversation looks after
-the futures whose time is up.
+Callbacks of futures are called on the poller thread, behind giving the role back; if there is none any more, by whoever
+comes to that, behind it as well.  One timer a conversation looks after the futures whose time is up.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Standby(Reading):
         self._sweep_at: float | None = None
         self._sweeps: dict[float, Future[None]] = {}  # timers, each at its deadline
         self._called_back: deque[CallFuture] = deque()
+        self._left_over = False  # callbacks are left to whoever reads: there is no poller thread
         super().__init__(stream, decoder, registry, first_tag=first_tag, spin=spin, alone=alone)
 
     # Any thread.
@@ -109,10 +110,24 @@ class Standby(Reading):
     def _call_back_soon(self) -> None:
         try:
             soon = self._poller_thread().call_later(0, self._call_back)
-        except (OSError, RuntimeError):  # there is none any more
-            self._call_back()
+        except (OSError, RuntimeError):
+            self._call_back_here()
         else:
             soon.add_done_callback(self._not_called_back)
+
+    def _call_back_here(self) -> None:
+        """There is no poller thread any more."""
+        reader = self._role.get(0)
+        if reader is None or reader.thread != get_ident():
+            self._call_back()
+        else:  # no code of a user runs in the role
+            self._left_over = True
+            self.retire()  # behind which nobody leaves without a look at what is left to do
+
+    def _leave(self, waiter: Waiter) -> None:
+        super()._leave(waiter)
+        if self._left_over:
+            self._call_back()
 
     def _take_back(self, owner: object) -> None:
         """Let *owner*'s request not leave any more; what stood behind it may."""
@@ -282,7 +297,7 @@ class Standby(Reading):
     def _not_called_back(self, soon: Future[None]) -> None:
         """The poller thread was closed before it came to that."""
         if soon.cancelled() or soon.exception() is not None:
-            self._call_back()
+            self._call_back_here()
 
     def _call_back(self) -> None:
         while True:

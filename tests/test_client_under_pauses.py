@@ -17,6 +17,7 @@ import pytest
 import bbipc
 from bbipc import (
     NoLocalServerError,
+    PollerClosedError,
     QueueFullError,
     RemoteDisconnectedError,
     SocketClosedError,
@@ -28,7 +29,7 @@ from bbipc.messages import Message, MessageType, encode
 from bbipc.messages.message import NO_RESPONSE
 from bbipc.polling.vigil import Vigil
 from pool import MessageClient, PollerThread
-from pool.calls import Waiter
+from pool.calls import Call, Waiter
 from pool.connecting import MOST_SPENT
 from pool.conversation import Conversation
 from pool.parties import Monitor
@@ -573,3 +574,66 @@ def test_the_poller_thread_does_not_wait_where_others_begin_to_wait_to_connect_a
         client.close()
         with pytest.raises(SocketClosedError):
             pausing.outcome()
+
+
+# A poller thread that is closed.
+
+
+def in_order_of_its_own(peer: Peer) -> None:
+    """What says "slow" is answered behind the next one."""
+    held: list[Message] = []
+    for request in requests_of(peer):
+        if request.payload == b"slow":
+            held.append(request)
+            continue
+        peer.answer(request, b"ok")
+        while held:
+            peer.answer(held.pop(), b"slow, too")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[tuple[PollerThread, MessageClient, Worker]]:
+    """A thread that waits for a slow answer, and reads for others."""
+    with (
+        ScriptedServer(in_order_of_its_own, path),
+        PollerThread() as loop,
+        MessageClient(path, poller_thread=loop, timeout=PATIENCE) as client,
+    ):
+        assert client.send(b"a") == b"ok"
+        slow, current = Worker(lambda: client.send(b"slow")), conversation_of(client)
+        until(lambda: isinstance(current._role.get(0), Call))
+        yield loop, client, slow
+
+
+def test_a_submit_without_a_poller_thread_is_refused_and_harms_nobody(path: Path) -> None:
+    """It was sent, or it ended what others wait for."""
+    with reading(path) as (loop, client, slow):
+        loop.close()
+        with pytest.raises(PollerClosedError):
+            client.submit(b"b")
+        assert client.send(b"c") == b"ok"
+        assert slow.outcome() == b"slow, too"
+        assert client.stats().connections == 1
+
+
+def test_a_callback_whose_poller_thread_is_closed_is_not_called_in_the_readers_role(path: Path) -> None:
+    """It could send nothing there: it waited for itself."""
+    told: Future[object] = Future()
+    with reading(path) as (loop, client, slow):
+
+        def send_from_there(_: object) -> None:
+            try:
+                told.set_result(client.send(b"there"))
+            except BaseException as error:
+                told.set_exception(error)
+
+        outgoing = conversation_of(client).outgoing
+        outgoing._pen[0] = client  # somebody writes, so what is submitted is queued, until it has a callback
+        future = client.submit(b"b")
+        future.add_done_callback(send_from_there)
+        loop.close()
+        del outgoing._pen[0]
+        outgoing.flush(client)
+        assert told.result(PATIENCE / 2) == b"ok"
+        assert slow.outcome() == b"slow, too"
+        assert future.result(0) == b"ok"
