@@ -66,6 +66,15 @@ class Waiter:
         self.wake()
 
 
+class Role:
+    """What has the reader's role, seen by others.  ``thread``: which one it is."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread = -1
+
+
 class Call(Waiter):
     """A request whose sender waits in its own thread."""
 

@@ -70,10 +70,10 @@ class MessageClient:
     *address*: a path, ``(host, port)``, or text: ``local:PATH``, ``ipv4:HOST:PORT``, ``ipv6:[HOST]:PORT``.  It connects
     at the first call.  *timeout*: seconds for a call that names none; ``None``: no limit.  *max_message_size*: bytes of
     a request, and of a reply that is accepted.  *reconnect*: connect anew when a connection has ended.
-    *max_in_flight*: futures that are outstanding; past it ``submit`` waits.  *accept_unsigned*: take replies without a
-    checksum.  *spin*: seconds in which a waiting thread tries to read before it sleeps: quicker by a wake-up, for a
-    processor that does nothing else.  *poller_thread*: one to share; without it the client has its own, which starts at
-    the first ``submit``.
+    *max_in_flight*: futures that are outstanding; past it ``submit`` waits.  Threads that look at the same moment may
+    pass it, each by one.  *accept_unsigned*: take replies without a checksum.  *spin*: seconds in which a waiting
+    thread tries to read before it sleeps: quicker by a wake-up, for a processor that does nothing else.
+    *poller_thread*: one to share; without it the client has its own, which starts at the first ``submit``.
 
     Any thread may call any method at any time.  After ``close`` every call raises SocketClosedError.
 

@@ -175,7 +175,8 @@ class ClientConnections:
                 apart = self._tells_apart(conversation, patient)
                 conversation = self.telling if apart else conversation
             if conversation is None or not conversation.open or self._single:
-                conversation = self._turn.run(partial(self._connect, deadline, patient, apart), deadline)
+                connect = partial(self._connect, deadline, patient, apart)
+                conversation = self._turn.run(connect, deadline, None if patient else self._check_pause)
             if conversation.alone:
                 return conversation
             self._get_acquainted(conversation, deadline, patient)
@@ -209,11 +210,11 @@ class ClientConnections:
 
     def _get_acquainted(self, conversation: Conversation, deadline: float | None, patient: bool) -> None:
         """See what kind of peer it is, and whether it is still there."""
-        pending, pause = conversation.pending, MANNERS if patient else 0.0
+        pending = conversation.pending
         if pending.style == UNKNOWN and self._style != ECHOES:
-            conversation.learn(pause)
-        if pending.style == IN_ORDER and not conversation.probed:
-            self._turn.run(lambda _: conversation.probe(pause), deadline)
+            conversation.learn(MANNERS if patient else 0.0)
+        if patient and pending.style == IN_ORDER and not conversation.probed:
+            self._turn.run(lambda _: conversation.probe(MANNERS), deadline)
         elif not conversation.table and conversation.used >= 0:
             conversation.look(0.0)
         if pending.style != UNKNOWN:
@@ -256,10 +257,10 @@ class ClientConnections:
                 raise conversation.failure(conversation.outgoing.error)  # perhaps nobody has read of the end yet
             self._share(None, apart)
             self._bury(conversation)
-            if conversation.open and not apart:
-                conversation.retire()
-            elif conversation.open:
+            if apart:
                 conversation.set_aside()
+            elif conversation.reason is None and not conversation.retired:
+                conversation.retire()  # it may be open no more, and stand: its peer has complained, and does not close
         self._let_go_of_spent(conversation)
         self._pause(deadline, patient, waiter)
         conversation = self._begin()
@@ -341,11 +342,17 @@ class ClientConnections:
         until = self._not_before if deadline is None else min(self._not_before, deadline)
         while monotonic() < until:
             if not patient:
-                raise copy.copy(self._failure)
+                self._check_pause()
+            self._turn.rouse()  # who cannot wait so long for his turn is to know
             self._turn.pause(waiter, until, lambda: not self.closed)
             self.check()
         if deadline is not None and deadline <= monotonic():
             raise TimeoutError("no connection in time") from self._failure
+
+    def _check_pause(self) -> None:
+        """Whether it may be tried now, for who cannot wait."""
+        if monotonic() < self._not_before:
+            raise copy.copy(self._failure)
 
 
 class Lender:

@@ -81,7 +81,11 @@ class Conversation(Standby):
         """Send a request; the reply to come.
 
         :raises Unsent: nothing has been sent, and nothing will be
+        :raises PollerClosedError: the same, as nobody would call back
         """
+        poller_thread = self._poller_thread()
+        if poller_thread.closed and self.open:  # in this order: who closes his own has ended this before
+            raise poller_thread._closed_error()
         future = CallFuture(self)
         tag = self.pending.add(future)
         self._send(future, kind, payload, TAGGED, tag)
@@ -92,6 +96,7 @@ class Conversation(Standby):
                 self._sweep_later(deadline)
         if not self._armed or self.outgoing.stuck:
             self._attend()
+        self.used = max(self.used, 0.0)  # it is looked at before the next request, if nothing is out
         return future
 
     def tell(self, kind: int, payload: bytes, deadline: float | None) -> None:
@@ -214,6 +219,8 @@ class Conversation(Standby):
             self._wake_reader()
         elif self._tellers:  # another's request may have left with this one
             self._nudge()
+        if self._crowd:
+            self._tell_of_room()
         if kind == CLOSE and (tag != NO_REPLY or not self.alone):  # what is sent behind it would be lost
             self.retire()
         return sent
@@ -230,32 +237,11 @@ class Conversation(Standby):
         if self.reason is None and call.error is None:
             self._one_less()
 
-    def _take_back(self, owner: object) -> None:
-        """Let *owner*'s request not leave any more; what stood behind it may."""
-        self.outgoing.drop(owner)
-        if self.outgoing.stuck or self._tellers:
-            self._wake_reader()
-
     def _doubted(self, reply: Message) -> float:
         """A server that was sent something that it does not take says so, and is going to close."""
         if reply[1].startswith(b"MessageTooLargeError"):
             self.retire()
         return 0.0
-
-    def _hear_out(self) -> None:
-        """Nothing can be written any more: what the peer has said before is dealt out, then it is the end."""
-        waiter = Waiter()
-        try:
-            if self._role.setdefault(0, waiter) is waiter:
-                self._take_all_in()
-            else:
-                self._wake_reader()
-        finally:
-            self._leave(waiter)
-
-    def _take_all_in(self) -> None:
-        while self._take_in():  # in a frame of its own, too
-            pass
 
     def _no_reply(self, call: Call) -> NoReturn:
         error, call.error = call.error, None

@@ -44,14 +44,16 @@ class Outgoing:
     """What goes out over *stream*.
 
     ``queue``: what has not left; ``stuck``: because the kernel has no room.  ``error``: why nothing leaves any more.
+    ``gone``: bytes that were in the queue and are not any more; the pen's, raised when they are out.
     """
 
-    __slots__ = ("queue", "stuck", "error", "_stream", "_pending", "_pen")
+    __slots__ = ("queue", "stuck", "error", "gone", "_stream", "_pending", "_pen")
 
     def __init__(self, stream: StreamSocket, pending: Pending) -> None:
         self.queue: deque[Parcel] = deque()
         self.stuck = False
         self.error: OSError | None = None
+        self.gone = 0
         self._stream = stream
         self._pending = pending
         self._pen: dict[int, object] = {}
@@ -121,6 +123,7 @@ class Outgoing:
             if pen.setdefault(0, token) is token:
                 for parcel in _unbegun(self.queue.copy(), owner):
                     self.queue.remove(parcel)
+                    self.gone += parcel.size()
                 self.stuck = self.stuck and bool(self.queue)
         finally:
             try:
@@ -157,9 +160,11 @@ class Outgoing:
             if sent < size:
                 if sent:
                     parcel.begun, parcel.parts = True, _rest(parcel.parts, sent)
+                    self.gone += sent
                 return False
             sent -= size
             queue.popleft()
+            self.gone += size
             if isinstance(parcel.owner, Waiter) and parcel.tag == NO_REPLY:
                 parcel.owner.end()  # who has sent what is not answered waits for nothing else
         return True

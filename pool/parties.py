@@ -78,8 +78,8 @@ class Monitor(Party):
         :raises TypeError: not a SocketEvent
         :raises OSError: the kernel has no room for it; the same call may be made again
         """
-        self._events = wanted_bits(self.socket, events)
-        self._table.change(self.socket, self, self._events)
+        self._events = wanted = wanted_bits(self.socket, events)
+        self._table.change(self.socket, self, wanted)  # not what another thread has written down since
 
     def tell(self, socket: Socket, events: int) -> None:
         """Not for users: call the callback."""

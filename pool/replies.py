@@ -26,30 +26,23 @@ knows what was lost.
 
 from __future__ import annotations
 
-import copy
 import errno
+import threading
 import time
 from collections import deque
 from typing import Final
 
-from bbipc.errors import (
-    ConnectionFailedError,
-    MessageError,
-    PollerClosedError,
-    RemoteDisconnectedError,
-    SocketClosedError,
-    TruncatedMessageError,
-)
+from bbipc.errors import MessageError, TruncatedMessageError
 from bbipc.events import SocketEvent
 from bbipc.messages.frames import Decoder
 from bbipc.messages.message import TAGGED, Message
 from bbipc.polling.vigil import Vigil
 from bbipc.polling.wait import poll_socket
 from bbipc.sockets.stream import StreamSocket
-from pool.calls import Call, Waiter
+from pool.calls import Call, Role, Waiter
 from pool.outgoing import Outgoing
 from pool.pending import IN_ORDER, Distrust, Pending
-from pool.told import interrupted, without_frames
+from pool.told import call_failure, interrupted, without_frames
 
 #: seconds between two looks of a thread that waits for the connect: nobody can wake it, and it may be over
 CONNECT_TICK: Final = 0.05
@@ -60,15 +53,6 @@ LONGEST_READ: Final = 1 << 18
 LOOKS: Final = 8
 
 monotonic: Final = time.monotonic
-
-
-class Role:
-    """What has the reader's role, seen by others.  ``thread``: which one it is."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self) -> None:
-        self.thread = -1
 
 
 class Reading:
@@ -111,7 +95,8 @@ class Reading:
         self._vigil: Vigil | None = None
         self._role: dict[int, Waiter | Role] = {}
         self._sleepers: dict[Waiter, None] = {}
-        self._crowd: dict[Waiter, None] = {}  # who waits for a reply to come, whosever it is
+        self._crowd: dict[Waiter, None] = {}  # who waits for a reply to come, whosever it is, or for room in the queue
+        self._gone_told = 0  # how much had left when the crowd was told last
         self._tellers: dict[Waiter, None] = {}  # who waits until a request that has no reply has left
         self._inbox: deque[Message] = deque()
         self._size = READ_SIZE
@@ -171,16 +156,7 @@ class Reading:
 
         *reason*: why, if nobody has come to an end with the connection yet.
         """
-        reason = self.reason or reason or _finished()
-        if isinstance(reason, TruncatedMessageError) or not isinstance(reason, _TOLD_AS_THEY_ARE):
-            number, told = (reason.errno, reason.strerror) if isinstance(reason, OSError) else (None, None)
-            text = "" if isinstance(reason, RemoteDisconnectedError) else "connection lost: "
-            text += told or str(reason)
-            error: Exception = RemoteDisconnectedError(number or errno.ECONNRESET, text, socket=self._stream)
-        else:
-            error = copy.copy(reason)
-        error.__cause__ = reason
-        return error
+        return call_failure(self.reason or reason or _finished(), self._stream)
 
     # By who has the role, or wants it.
 
@@ -250,8 +226,10 @@ class Reading:
             raise
         if self._tellers:
             self._nudge()
-        if self._crowd or self.leaving:
+        if self.leaving:
             self._one_less()
+        elif self._crowd:
+            self._tell_of_room()
 
     def _take_in(self, call: Call | None = None, kept: deque[bytes] | None = None) -> bool:
         """Read once, and deal out; False: there was nothing, or it is the end.  *call*: who reads, of who is likely.
@@ -308,6 +286,13 @@ class Reading:
         if self._crowd:
             self._tell_crowd()
 
+    def _tell_of_room(self) -> None:
+        """Somebody has written: the crowd looks again if that made room.  Whoever reads would spin otherwise."""
+        gone = self.outgoing.gone
+        if gone != self._gone_told:
+            self._tell_crowd()
+            self._gone_told = gone  # afterwards: what is told twice is told
+
     def _tell_crowd(self) -> None:
         for waiter in list(self._crowd):
             waiter.end()
@@ -348,7 +333,7 @@ class Reading:
                 return
             if reader.thread == waiter.thread:
                 raise RuntimeError("a signal handler or finalizer waits for a reply inside of a call of its thread")
-            bed.acquire(timeout=-1 if left is None else left)
+            bed.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX))
         finally:
             self._sleepers.pop(waiter, None)
 
@@ -392,9 +377,6 @@ class Reading:
             waiter.end()
         self._vigil = None
         self._registry.pop(self, None)
-
-
-_TOLD_AS_THEY_ARE: Final = (ConnectionFailedError, MessageError, PollerClosedError, SocketClosedError)
 
 
 def _finished() -> Exception:

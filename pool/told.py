@@ -9,7 +9,19 @@ from __future__ import annotations
 
 import copy
 import errno
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from bbipc.errors import (
+    ConnectionFailedError,
+    MessageError,
+    PollerClosedError,
+    RemoteDisconnectedError,
+    SocketClosedError,
+    TruncatedMessageError,
+)
+from bbipc.sockets.base import Socket
+
+_AS_THEY_ARE: Final = (ConnectionFailedError, MessageError, PollerClosedError, SocketClosedError)
 
 E = TypeVar("E", bound=Exception)
 
@@ -28,6 +40,19 @@ def with_facts(error: E, *, sent: int, unsent: int) -> E:
     other = again(error)
     vars(other).update(sent=sent, unsent=unsent)
     return other
+
+
+def call_failure(reason: BaseException, socket: Socket) -> Exception:
+    """What one call is told whose connection, *socket*, has ended for *reason*."""
+    if isinstance(reason, TruncatedMessageError) or not isinstance(reason, _AS_THEY_ARE):
+        number, told = (reason.errno, reason.strerror) if isinstance(reason, OSError) else (None, None)
+        text = "" if isinstance(reason, RemoteDisconnectedError) else "connection lost: "
+        text += told or str(reason)
+        error: Exception = RemoteDisconnectedError(number or errno.ECONNRESET, text, socket=socket)
+    else:
+        error = copy.copy(reason)
+    error.__cause__ = reason
+    return error
 
 
 def interrupted(error: BaseException) -> Exception:

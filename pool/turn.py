@@ -7,6 +7,7 @@ and whoever sleeps, also in the middle of his turn, can be roused.  ``_holder[0]
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,15 +26,19 @@ class Turn:
         self._holder: dict[int, Waiter] = {}
         self._sleepers: dict[Waiter, None] = {}
 
-    def run(self, action: Callable[[Waiter], T], deadline: float | None) -> T:
+    def run(
+        self, action: Callable[[Waiter], T], deadline: float | None, check: Callable[[], object] | None = None
+    ) -> T:
         """What *action* gives, once it is this thread's turn; it is given who it is, to sleep as.
+
+        *check*: called before each sleep until then, and may raise.
 
         :raises TimeoutError: it was not before *deadline*, on the monotonic clock
         :raises RuntimeError: it is this thread's turn already, further out
         """
         waiter = Waiter()
         try:
-            self._wait_for_it(waiter, deadline)
+            self._wait_for_it(waiter, deadline, check)
             return action(waiter)
         finally:
             try:
@@ -58,12 +63,12 @@ class Turn:
         for waiter in list(self._sleepers):
             waiter.wake()
 
-    def _wait_for_it(self, waiter: Waiter, deadline: float | None) -> None:
+    def _wait_for_it(self, waiter: Waiter, deadline: float | None, check: Callable[[], object] | None) -> None:
         # In a frame of its own: see the end of ``interests.py``.
         while self._holder.setdefault(0, waiter) is not waiter:
-            self._sleep(waiter, deadline)
+            self._sleep(waiter, deadline, check)
 
-    def _sleep(self, waiter: Waiter, deadline: float | None) -> None:
+    def _sleep(self, waiter: Waiter, deadline: float | None, check: Callable[[], object] | None) -> None:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("no connection in time")
@@ -74,7 +79,9 @@ class Turn:
             return
         if holder.thread == waiter.thread:
             raise RuntimeError("a signal handler or finalizer waits for a connection inside of a call that makes it")
-        bed.acquire(timeout=-1 if left is None else left)
+        if check is not None:
+            check()
+        bed.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX))
 
     def _leave(self, waiter: Waiter) -> None:
         try:
