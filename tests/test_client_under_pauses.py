@@ -277,9 +277,10 @@ def test_who_waits_for_room_is_told_of_what_is_taken_back(path: Path) -> None:
         current = conversation_of(client)
         until(lambda: not current._role)
         size = current.outgoing.unsent()
-        largest = Worker(lambda: client.send(bytes(990_000), no_response=True, timeout=0.2))
+        largest = Worker(lambda: client.send(bytes(990_000), no_response=True, timeout=0.5))
+        until(lambda: current.outgoing.unsent() > size or not largest.is_alive())
         waiting = Worker(lambda: current.make_room(1024, size + 1, time.monotonic() + PATIENCE))
-        until(lambda: bool(current._crowd))
+        until(lambda: bool(current._crowd) or not waiting.is_alive())
         with pytest.raises(TimeoutError):
             largest.outcome()
         assert waiting.outcome(PATIENCE / 2)
