@@ -105,6 +105,8 @@ class Inbox(Flow):
                         self._take_end()
         finally:
             self._reader.append(None)
+        if self.service.held and not self.queue:
+            self.pass_on()
         if self.ending:
             self.conclude()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,7 +18,7 @@ from bbipc.events import EVENTS
 from bbipc.messages import Message, encode
 from pool.message_limits import Limits
 from pool.message_service import Service
-from pool.message_serving import DirectConnection
+from pool.message_serving import DirectConnection, WorkerConnection
 from pool.requests import Request, reply_entry
 from tests.support.makers import PATIENCE, Worker
 from tests.support.serving import until
@@ -427,6 +428,118 @@ def test_with_few_places_of_the_server_one_place_wakes_one_connection(service: S
         service.places.append(None)
         service.relieve()
         assert [bool(connection.holds) for connection in connections].count(True) == left
+
+
+def ends_with_a_reply_to_come(connection: Connection, stream: Stream) -> None:
+    connection.places.pop()
+    connection.cut()
+    assert len(connection.service.table) == 2
+
+
+def is_choked(connection: Connection, stream: Stream) -> None:
+    stream.room = 0
+    feed(connection, text(1, TAGGED))
+    connection.send((bytes(2000),))
+    assert connection.choked()
+    assert connection.run() == 0
+
+
+def holds_too_much(connection: Connection, stream: Stream) -> None:
+    connection.service.unverified.change(connection, 2 << 20)
+    connection._known_part = 2 << 20
+    connection.service.unverified._favourite = object()  # type: ignore[assignment]
+    connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+    assert connection.holds
+
+
+def told(incoming: bytes) -> Callable[[Connection, Stream], None]:
+    def read(connection: Connection, stream: Stream) -> None:
+        stream.incoming.append(incoming)
+        connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        told(encode(text(1))[:10]),
+        told(b""),
+        told(bytes(40)),
+        told(encode(Message.close())),
+        lambda connection, stream: connection.cut(),
+        ends_with_a_reply_to_come,
+        is_choked,
+        holds_too_much,
+    ],
+    ids=["part", "end", "garbage", "close", "cut", "cut with a reply to come", "choked", "too much memory"],
+)
+def test_who_was_let_go_on_and_needs_no_place_passes_that_on(
+    service: Service, happens: Callable[[Connection, Stream], None]
+) -> None:
+    (waits, waiting, _), (first, stream, _) = make(service), make(service)
+    service.places.clear()
+    for connection in (waits, first):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    assert (bool(waits.holds), first.holds) == (True, 0)
+    happens(first, stream)
+    assert not waits.holds
+    feed(waits, text(2, TAGGED))
+    waits.run()
+    assert waiting.frames() == [tagged(string("2"), 2)]
+
+
+def test_who_ends_when_it_is_his_turn_to_be_read_is_passed_over(service: Service) -> None:
+    """The others look for his end before, or after; here it comes before."""
+    waits, gone = make(service)[0], make(service)[0]
+    service.places.clear()
+    for connection in (waits, gone):
+        connection.on_ready(connection.stream, DATA)
+    gone.begin_end(None, patient=False)
+    service.places.append(None)
+    service.relieve()
+    assert not waits.holds
+    assert not service.held
+
+
+class Patient(Stream):
+    """One in whose reads one may wait."""
+
+    def _let_reads_wait(self, seconds: float) -> None:
+        pass
+
+    def _read_patiently(self, kept: object, max_bytes: int) -> bytes | None:
+        return self.read(max_bytes)
+
+
+def test_who_is_waited_for_in_the_read_and_needs_no_place_passes_that_on(service: Service) -> None:
+    waits, stream = make(service)[0], Patient()
+    listener = WorkerConnection(service, stream, None, mock.Mock())  # type: ignore[arg-type]
+    service.places.clear()
+    for connection in (waits, listener):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    stream.incoming.append(encode(text(1))[:10])
+    assert waits.holds
+    assert listener.listen(1)
+    assert not waits.holds
+
+
+def test_a_place_is_used_by_one_of_those_who_wait_for_it(service: Service) -> None:
+    """Who was read on, and has read a request, has use for it."""
+    waits, first = make(service)[0], make(service)[0]
+    service.places.clear()
+    for connection in (waits, first):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    feed(first, text(1, TAGGED))
+    assert waits.holds
+    first.run()
+    assert not waits.holds
 
 
 def test_a_place_that_is_given_back_while_somebody_starves_is_his(service: Service) -> None:

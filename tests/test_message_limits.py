@@ -133,6 +133,29 @@ def test_requests_of_all_connections(local: Namespace, kind: str) -> None:
 
 
 @every_runner
+def test_a_place_that_nobody_needs_goes_to_who_waits_for_one(local: Namespace, kind: str) -> None:
+    """Of two who are held for it the one that is read on has sent no more than the beginning of a request."""
+    later = Later()
+    with (
+        served(local, kind, later, max_in_flight_total=4) as (server, one),
+        connect(local, server) as waits,
+        connect(local, server) as begins,
+    ):
+        one.sendall(b"".join(tagged(HELLO, number).encoded() for number in range(4)))
+        until(lambda: len(later.futures) == 4)
+        waits.sendall(HELLO.encoded())
+        until(lambda: server.stats().held_for_requests == 1)
+        begins.sendall(HELLO.encoded()[:10])
+        until(lambda: server.stats().held_for_requests == 2)
+        later.futures[0].set_result(b"x")
+        until(lambda: len(later.futures) == 5)
+        later.futures[4].set_result(b"y")
+        assert receive(waits) == Frame(BINARY, b"y")
+        for future in later.futures[1:4]:
+            future.set_result(b"z")
+
+
+@every_runner
 def test_many_connections_starve_together_and_all_are_served(local: Namespace, kind: str) -> None:
     """One place for 20 connections that send 30 requests each."""
     with served(local, kind, lambda request: request.value, max_in_flight_total=1) as (server, one):
