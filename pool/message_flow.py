@@ -107,6 +107,10 @@ class Flow(Output):
             why |= _REPLIES
         if self._known_part and not self.service.unverified.may_go_on(self):
             why |= _MEMORY
+        if self._known_part and self.service.unverified.favours(self):
+            if self.holds:  # since before; who sets it now looks behind that
+                self.go_on()
+            return True
         if why:
             self._hold(why)
         return not why
@@ -145,6 +149,9 @@ class Flow(Output):
         if self.holds & _MEMORY and service.unverified.may_go_on(self):
             with self._lock:
                 self.holds &= ~_MEMORY
+        if service.unverified.favours(self):
+            with self._lock:
+                self.holds = 0
         self.ask()
         if self.holds & _REQUESTS and few and light:
             service.hold(self)

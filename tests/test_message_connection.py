@@ -569,6 +569,80 @@ def test_who_starves_passes_on_what_he_does_not_need() -> None:
     assert three.replies == 1
 
 
+class Exact(Stream):
+    """Gives no more than is asked for."""
+
+    def read(self, max_bytes: int = 65536, *, peek: bool = False) -> bytes | None:
+        data = super().read()
+        if data is not None and len(data) > max_bytes:
+            self.incoming.insert(0, data[max_bytes:])
+        return None if data is None else data[:max_bytes]
+
+
+def has_no_place(connection: Connection) -> None:
+    connection.places.clear()
+
+
+def is_crowded(connection: Connection) -> None:
+    connection.service.places.clear()
+
+
+def weighs_much(connection: Connection) -> None:
+    connection._weigh(2000)
+
+
+def owes_replies(connection: Connection) -> None:
+    stream: Any = connection.stream
+    stream.room = 0
+    connection.send((bytes(2000),))
+    connection.hold_for_replies()
+
+
+@pytest.mark.parametrize("obstacle", [has_no_place, is_crowded, weighs_much, owes_replies])
+def test_who_is_to_finish_his_message_is_read_to_its_end_and_not_further(
+    obstacle: Callable[[Connection], None],
+) -> None:
+    """All others wait for him; and then for the one that has the least to go, whatever is in his way."""
+    service = make_service(max_unverified=10_000)
+    data = encode(Message.binary(bytes(30_000), TAGGED, 1))
+    made = [make(service) for _ in range(2)]
+    (first, _, _), (second, _, monitor) = made
+
+    def comes(connection: Connection, piece: bytes) -> None:
+        stream: Any = connection.stream
+        stream.incoming.append(piece)
+        connection.on_ready(stream, DATA)
+
+    for connection in (first, second):
+        connection.stream = Exact()  # type: ignore[assignment]
+        comes(connection, data[:20_000])
+    for connection in (first, second):
+        obstacle(connection)
+    comes(first, data[20_000:25_000])
+    assert (first.part, first.holds) == (25_000, 0)
+    comes(second, data[20_000:] + data)
+    assert (second.part, monitor.events & DATA) == (20_000, EVENTS[0])
+    comes(first, data[25_000:] + data)
+    assert (second.holds, monitor.events & DATA) == (0, DATA)
+    second.on_ready(second.stream, DATA)
+    for connection in (first, second):
+        assert (connection.part, connection.requests) == (0, 1)
+        connection.on_ready(connection.stream, DATA)
+        assert connection.holds
+        assert (connection.part, connection.requests) == (0, 1)
+
+
+def test_what_is_found_in_the_way_of_who_is_to_finish_his_message_is_not(service: Service) -> None:
+    """A worker finds that too many replies wait: nothing more is begun, but he is read."""
+    connection, _, monitor = make(service)
+    service.unverified.change(connection, 2 << 20)
+    connection._known_part = 2 << 20
+    assert service.unverified.may_go_on(connection)
+    owes_replies(connection)
+    assert connection.choked()
+    assert (connection.holds, monitor.events) == (0, DATA | END | ROOM)
+
+
 # The end.
 
 
