@@ -7,6 +7,10 @@ and a slow executor is never flooded.
 A call that raises is told to the log, and the monitor goes on.  A call that has failed and never began ends it: the
 next one would fail in the same way, and at once, as nobody has read what it is for.  Such are the calls of an executor
 that is broken, and all calls of one whose workers are other processes, as a socket cannot be pickled.
+
+One that has ended while its call is on its way or running still holds its socket: a new monitor of the same pool for
+that is its *heir*, busy from the start, and begins when that call is over.  So no socket has two calls at once here
+either (``stations.py``).
 """
 
 from __future__ import annotations
@@ -55,9 +59,10 @@ class BorrowedMonitor:
         self._call = call
         self._on_close = on_close
         self._lock = threading.RLock()
-        self._busy = False  # these three are guarded by the lock, which is taken before the loop's
+        self._busy = False  # these four are guarded by the lock, which is taken before the loop's
         self._paused = False
         self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned
+        self._heir: BorrowedMonitor | None = None  # waits for our call to be over
         self._begun = False  # the call that is on its way; the executor's, and then whoever's who settles its future
         self._monitor: Monitor
         self._monitored = False  # there is one
@@ -76,9 +81,30 @@ class BorrowedMonitor:
         with self._lock:  # the first callback waits here until there is a monitor
             if self._over:
                 raise RuntimeError(SHUT_DOWN)
-            self._monitor = self._loop.monitor(self.socket, events, self._ready, on_close=self._ended)
+            try:
+                self._monitor = self._loop.monitor(self.socket, events, self._ready, on_close=self._ended)
+            except BaseException:
+                self._over = True
+                raise
             self._monitored = True
+            if self._busy:
+                self._monitor.pause()
         return self
+
+    def give_way(self, heir: BorrowedMonitor) -> None:
+        """Not for users: *heir* is to have the socket, when our last call is over.
+
+        :raises ValueError: we go on
+        """
+        with self._lock:
+            if not self._has_ended():
+                raise ValueError(f"{self.socket!r} is monitored already")
+            if self._busy:
+                self._heir, heir._busy = heir, True
+
+    def _has_ended(self) -> bool:
+        """Whether no call begins any more; one may be on its way, or running.  (There may be no monitor as yet.)"""
+        return self._over or self._cancelled or (self._monitored and not self._monitor.active)
 
     @property
     def active(self) -> bool:
@@ -129,7 +155,7 @@ class BorrowedMonitor:
     def _ready(self, socket: Socket, events: SocketEvent) -> None:
         """On the poller thread: let the executor make the call."""
         with self._lock:
-            if self._busy or self._paused:
+            if self._busy or self._paused or self._has_ended():
                 return
             self._busy = True
             self._begun = False
@@ -137,10 +163,7 @@ class BorrowedMonitor:
         try:
             future = self._executor.submit(self._make_call, socket, events)
         except BaseException as error:  # noqa: BLE001 # whatever it is: it is told, and the poller thread goes on
-            with self._lock:
-                self._busy = False
-            self._report(error)
-            self._break(error)
+            self._call_is_over(error)
         else:
             future.add_done_callback(self._called)
 
@@ -151,17 +174,33 @@ class BorrowedMonitor:
 
     def _called(self, future: Future[object]) -> None:
         """In whatever thread settles the executor's futures."""
-        error = None if future.cancelled() else future.exception()
+        self._call_is_over(None if future.cancelled() else future.exception())
+
+    def _call_is_over(self, error: BaseException | None) -> None:
+        """It has failed with *error*, or has not.  Who waits for that goes on first, whatever our own hook does."""
         if error is not None:
             self._report(error)
+        begun = self._begun  # the next call may be on its way as soon as this one is not
+        farewell, heir = self._put_down()
+        while heir is not None:  # all but the last of them were cancelled, or closed
+            told, following = heir._put_down()
+            heir._proceed(told)
+            heir = following
+        if farewell is None and error is not None and not begun:
+            self._break(error)
+        else:
+            self._proceed(farewell)
+
+    def _put_down(self) -> tuple[Exception | None, BorrowedMonitor | None]:
+        """No call of this socket is on its way: how our end is to be told now, if it is, and who has waited for it."""
         with self._lock:
-            begun = self._begun  # the next call may be on its way as soon as this one is not
             self._busy = False
-            farewell = self._farewell
+            heir, self._heir = self._heir, None
+            return self._farewell, heir
+
+    def _proceed(self, farewell: Exception | None) -> None:
         if farewell is not None:
             self._say_farewell(farewell)
-        elif error is not None and not begun:
-            self._break(error)
         else:
             self._go_on()
 
@@ -176,7 +215,7 @@ class BorrowedMonitor:
     def _go_on(self) -> None:
         try:
             with self._lock:
-                if not (self._busy or self._paused):
+                if self._monitored and not (self._busy or self._paused):  # an heir may not have begun as yet
                     self._monitor.resume()
         except OSError:  # the kernel has no room for it
             with contextlib.suppress(PollerClosedError):

@@ -24,8 +24,8 @@ again and again stays with him, and lays down the lead (``dialogue.py``).
 Errands.  What a call has found to do, and should not do while it holds its socket, it leaves as an *errand*: the leader
 runs it right behind the call.  An errand has several pieces (requests, say) and may be run by several workers at once,
 each taking pieces.  If one blocks, whoever takes the lead runs the same errand for the pieces that are left; where
-calls seem to be slow each worker that begins an errand leaves it for the next.  What an errand leaves itself, and one
-that is left for the next, comes behind the next look at the sockets, so one without end starves nobody.
+calls seem to be slow each worker that begins an errand leaves it for the next.  Errands without end starve no socket
+(``errands.py``).
 
 Who guards what: all but the terms belongs to the lock of the stations; the order is this one, the poller's, a socket's.
 Nothing is asked of the crew while it is held, nor the other way round: neither comes first.
@@ -43,6 +43,7 @@ from bbipc.errors import PollerClosedError
 from bbipc.sockets import fork
 from pool.crew import Crew
 from pool.dialogue import Dialogues
+from pool.errands import Errands
 from pool.lookout import SLOW, WATCH, Lookout
 from pool.pace import Pace
 from pool.station_calls import farewell, make_call, run_errand
@@ -64,8 +65,7 @@ class Leadership:
         self._term = Term(0)  # the last one; nobody leads where that is lost
         self._term.lost = True
         self._pace = Pace()
-        self._errands: deque[Errand] = deque()
-        self._later: deque[Errand] = deque()  # left by errands: behind the next look at the sockets
+        self._errands = Errands()
         self._lookout = Lookout()
         self._dialogues = Dialogues(crew, stations, lambda: not self._term.lost)
         self._generation = fork.generation
@@ -120,9 +120,9 @@ class Leadership:
             station.errand = errand
             return
         with self._lock:
-            term = self._own_term()
-            (self._later if term is not None and term.running is not None else self._errands).append(errand)
-            nobody, polling = self._term.lost, self._term.polling
+            nobody, polling, term = self._term.lost, self._term.polling, self._own_term()
+            by_itself = term is not None and term.running is not None
+            self._errands.leave_locked(errand, soon=polling or not (by_itself or self._pace.apart))
         if nobody:
             self._crew.nudge()
         elif polling:
@@ -167,18 +167,18 @@ class Leadership:
                 lookout.note_blocked_locked()
                 last.lost = True  # first: see ``term.py``
                 if last.running is not None and last.running.waiting():
-                    self._errands.appendleft(last.running)
+                    self._errands.leave_locked(last.running)
             if lookout.watcher in (0, me):
                 lookout.rest_locked()
             self._term = Term(me, last)
             return self._term
 
     def _something_to_do_locked(self) -> bool:
-        left = self._ready or self._errands or self._later
+        left = self._ready or self._errands.due or self._errands.later
         return bool(left or len(self._stations) or self._stations.departed or self._stations.closed_sockets)
 
     def _lead(self, term: Term) -> AnyTask | None:
-        ready, errands, crew, stations = self._ready, self._errands, self._crew, self._stations
+        ready, errands, crew, stations = self._ready, self._errands.due, self._crew, self._stations
         if (ready or errands) and not self._pace.apart:  # left by somebody whose watcher we may have been
             self._call_watch()
         term.worked_until = time.monotonic()
@@ -205,30 +205,32 @@ class Leadership:
     def _poll(self, term: Term) -> bool:
         """Wait for events; False: the lead is lost, or was laid down, or there is nothing to wait for."""
         stations, dialogues, dialogue, pause = self._stations, self._dialogues, None, None
+        errands = self._errands
         with self._lock:
             poller = stations.poller
             if term.lost:
                 return False
             if stations.departed or stations.closed_sockets:
                 return True
-            if self._later or stations.unarmed or dialogues.standing:
+            if errands.later or stations.unarmed or dialogues.standing:
                 pause = self._prepare_locked()
             if poller is None or not stations.table:
-                return bool(self._errands)  # else somebody else leads when there is something
-            if dialogues.due() and not (self._pace.apart or self._spin or self._errands or self._crew.tasks):
+                return bool(errands.due)  # else somebody else leads when there is something
+            if dialogues.due() and not (self._pace.apart or self._spin or errands.due or self._crew.tasks):
                 dialogue = dialogues.begin_locked()
             if dialogue is None:
                 term.polling = True
             else:
                 term.lost = True
             term.since = stations.changes
+            errands.begun = 0
         if dialogue is not None:
             dialogues.hold(dialogue)
             return False
         batch: list[Report] = []
         try:
             # Who puts a task down looks afterwards whether somebody polls: one of us sees the other.
-            at_once = bool(self._crew.tasks or self._errands or self._crew.ending)
+            at_once = bool(self._crew.tasks or errands.due or self._crew.ending)
             at_once = at_once or (self._spin > 0 and time.monotonic() < self._awake_until)
             batch = poller.wait_for_events(0 if at_once else pause)
         finally:
@@ -246,10 +248,9 @@ class Leadership:
     def _prepare_locked(self) -> float | None:
         """Before a wait: what comes seldom; how long to wait at most, ``None``: without limit."""
         dialogues, pause = self._dialogues, self._stations.try_again_locked()
-        self._errands.extend(self._later)
-        self._later.clear()
+        self._errands.look_locked()
         if dialogues.standing:
-            self._errands.extend(dialogues.look_locked())
+            self._errands.look_locked(dialogues.look_locked())
             pause = WATCH
         return pause
 
@@ -332,7 +333,7 @@ class Leadership:
 
     def _run_errands(self, term: Term) -> bool:
         """Run what the calls have left; False: the lead is lost, or was laid down."""
-        if not self._errands:
+        if not self._errands.due:
             return True
         count, started = 0, time.monotonic()
         while self._generation == fork.generation:
@@ -340,14 +341,14 @@ class Leadership:
                 if term.lost:
                     return False
                 term.running = None
-                if not self._errands:
+                errand = self._errands.take_locked()
+                if errand is None:
                     break
-                errand = self._errands.popleft()
                 term.steps += 1
                 if apart := bool(self._pace.apart):
                     term.lost = True
                     if errand.waiting() > 1:
-                        self._later.append(errand)
+                        self._errands.leave_locked(errand)
                 else:
                     term.running = errand
             if apart:

@@ -169,6 +169,7 @@ class MessageConnection(Inbox):
         """Go on towards the end, if nothing is in flight any more."""
         if not self.ending:
             return
+        self.pass_on()
         if self.part and self.stream.closed:
             self._drop_part()
         if self.discards:

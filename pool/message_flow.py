@@ -6,6 +6,11 @@ taken for what is seldom, and nothing is called under it but the monitor.
 Holding.  A connection is not read while too much of it is unanswered, unsent, or has not come in full (``holds`` says
 why).  That is found by the reader, when there is something to read; whoever removes what is in the way looks at
 ``holds`` afterwards.  The reader sets ``holds`` first, and then looks once more: one of the two sees the other.
+
+Where few places of the server are free, each lets one of those connections go on that are held for them, and the reply
+to what that one has read lets the next one go on.  It may have no use for the place: what is read is no request, or
+none may be begun, or it ends.  Then it passes that on (:meth:`Flow.pass_on`), or the others would wait beside a free
+place.
 """
 
 from __future__ import annotations
@@ -102,6 +107,10 @@ class Flow(Output):
             why |= _REPLIES
         if self._known_part and not self.service.unverified.may_go_on(self):
             why |= _MEMORY
+        if self._known_part and self.service.unverified.favours(self):
+            if self.holds:  # since before; who sets it now looks behind that
+                self.go_on()
+            return True
         if why:
             self._hold(why)
         return not why
@@ -109,6 +118,7 @@ class Flow(Output):
     def hold_for_replies(self) -> None:
         """Nothing more is begun, as too much waits to be sent: read nothing either."""
         self._hold(_REPLIES)
+        self.pass_on()
 
     def _hold(self, why: int) -> None:
         with self._lock:
@@ -120,10 +130,10 @@ class Flow(Output):
                 self.service.met(name, logging.INFO, "%r is read no further for a while: %s", self.peer, name)
         self.go_on()  # what was in the way may have gone meanwhile, and nobody have looked at ``holds``
 
-    def go_on(self) -> None:
-        """Be read again, if nothing is in the way any more.  Any thread."""
+    def go_on(self) -> bool:
+        """Be read again, if nothing is in the way any more; whether it was held, and is read now.  Any thread."""
         if not self.holds:
-            return
+            return False
         service = self.service
         crowded = service.crowded()
         with self._lock:
@@ -139,9 +149,18 @@ class Flow(Output):
         if self.holds & _MEMORY and service.unverified.may_go_on(self):
             with self._lock:
                 self.holds &= ~_MEMORY
+        if service.unverified.favours(self):
+            with self._lock:
+                self.holds = 0
         self.ask()
         if self.holds & _REQUESTS and few and light:
             service.hold(self)
+        return not (self.holds or self.ending)  # who ends looks behind that whether somebody is held
+
+    def pass_on(self) -> None:
+        """It was let go on, perhaps, and has no use for a place: somebody else may have.  Any thread."""
+        if self.service.held:
+            self.service.relieve()
 
     def choked(self) -> bool:
         """Whether so much waits to be sent that no further request is answered."""

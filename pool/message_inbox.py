@@ -105,6 +105,8 @@ class Inbox(Flow):
                         self._take_end()
         finally:
             self._reader.append(None)
+        if self.service.held and not self.queue:
+            self.pass_on()
         if self.ending:
             self.conclude()
 
@@ -148,7 +150,9 @@ class Inbox(Flow):
 
     def _read_size(self) -> int:
         wanted = self._decoder.wanted
-        return READ_SIZE if wanted <= READ_SIZE else min(wanted, LONG_READ_SIZE)
+        if wanted > READ_SIZE:
+            return min(wanted, LONG_READ_SIZE)
+        return wanted if self.service.unverified.favours(self) else READ_SIZE  # perhaps nothing else is to be read
 
     def _take(self, messages: list[Message]) -> None:
         """They were read."""

@@ -65,8 +65,9 @@ class Client(Swept, Protocol):
     def call_back(self) -> object:
         """Have what waits answered, where handlers run."""
 
-    def go_on(self) -> object:
-        """Read again, if nothing is in the way."""
+    def go_on(self) -> bool:
+        """Read again, if nothing is in the way; whether he was held, and is read now."""
+        ...
 
 
 class Service:
@@ -118,12 +119,13 @@ class Service:
         most = len(self.held)
         if free * 2 < self.limits.max_in_flight_total:  # one: the others may be taken by replies that come much later
             most = min(free, most, 1)
-        for _ in range(most):
+        while most and self.places:
             try:
                 client, _ = self.held.popitem()
             except KeyError:
                 return
-            client.go_on()
+            if client.go_on():  # else something else is in his way, or he ends: the next one
+                most -= 1
 
     def feed_starved(self) -> None:
         """There are places, perhaps: whoever has found none may look again.  He passes this on."""

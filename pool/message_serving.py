@@ -265,6 +265,8 @@ class WorkerConnection(DirectConnection):
             self._take_loss(error)
         finally:
             self._reader.append(None)
+            if self.service.held and not self.queue:
+                self.pass_on()
             if self.ending:
                 self.conclude()
         return bool(data)

@@ -37,11 +37,12 @@ CHUNK: Final = 256 * 1024
 class Held:
     """A write that waits.
 
-    ``view``: what is left of the caller's buffer.  ``started``: its future was claimed, it cannot be cancelled any
-    more.  *on_done*: called with a weak reference to it, and its future, when that is done.
+    ``view``: what is left of the caller's buffer.  ``sent``: how many bytes of it the kernel has taken; the view does
+    not tell that once it was let go of.  ``started``: its future was claimed, it cannot be cancelled any more.
+    *on_done*: called with a weak reference to it, and its future, when that is done.
     """
 
-    __slots__ = ("future", "view", "size", "started", "serial", "timer", "__weakref__")
+    __slots__ = ("future", "view", "size", "sent", "started", "serial", "timer", "__weakref__")
 
     def __init__(self, view: memoryview, size: int, on_done: Callable[[Ref[Held], Future[int]], object]) -> None:
         self.future: Future[int] = Future()
@@ -49,14 +50,15 @@ class Held:
         self.future.add_done_callback(partial(on_done, Ref(self)))
         self.view = view
         self.size = size
-        self.started = len(view) < size and self.future.set_running_or_notify_cancel()
+        self.sent = size - len(view)
+        self.started = self.sent > 0 and self.future.set_running_or_notify_cancel()
         self.serial = 0
         self.timer: Timer | None = None
 
     @property
-    def sent(self) -> int:
-        """How many bytes of it the kernel has taken."""
-        return self.size - len(self.view)
+    def unsent(self) -> int:
+        """How many bytes of it the kernel has not taken."""
+        return self.size - self.sent
 
     def claim(self) -> bool:
         """Whether it is to be sent: False: it was cancelled."""
@@ -66,6 +68,7 @@ class Held:
     def advance(self, count: int) -> None:
         """The kernel has taken *count* bytes more."""
         view, self.view = self.view, self.view[count:]
+        self.sent += count
         view.release()
 
     def let_go(self, after: Afterwards) -> None:
@@ -147,7 +150,7 @@ class WriteQueue:
         """*held* waits behind all others."""
         self._serial = held.serial = self._serial + 1
         self._held[held] = None
-        self._held_bytes += len(held.view)
+        self._held_bytes += held.unsent
 
     def wait(self, waiter: SendWaiter) -> None:
         """*waiter* waits until all that is pending now was sent."""
@@ -180,13 +183,13 @@ class WriteQueue:
         """Promise those held writes that fit under the limit by now."""
         while self._held:
             head = next(iter(self._held))
-            if len(self._promised) + len(head.view) > self.limit:
+            if len(self._promised) + head.unsent > self.limit:
                 return
             if not head.claim():
                 self._remove(head, after)
                 continue
             self._promised += head.view
-            self._held_bytes -= len(head.view)
+            self._held_bytes -= head.unsent
             del self._held[head]
             after.add(head.future.set_result, head.size)
             head.let_go(after)
@@ -228,7 +231,7 @@ class WriteQueue:
         while self._held:
             held, _ = self._held.popitem(last=False)
             if held.claim():
-                after.add(held.future.set_exception, with_facts(error, sent=held.sent, unsent=len(held.view)))
+                after.add(held.future.set_exception, with_facts(error, sent=held.sent, unsent=held.unsent))
             held.let_go(after)
         waiters = list(self._waiters)
         for waiter in waiters:
@@ -238,7 +241,7 @@ class WriteQueue:
     def _remove(self, held: Held, after: Afterwards) -> None:
         """*held* is not sent: those behind it wait for so much less."""
         del self._held[held]
-        left = len(held.view)
+        left = held.unsent
         self._held_bytes -= left
         for waiter in self._waiters:
             if waiter.serial > held.serial:

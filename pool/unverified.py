@@ -8,6 +8,10 @@ limit all connections that hold such bytes are *held*, that is read no further, 
 never more than the limit and one message, and somebody always gets to his end.  Behind him comes who has the least to
 go.  While it is so, who holds bytes has to deliver, the favourite and those who wait (``message_sweep.py``): the memory
 of all is not for those who only sit on it.
+
+The favourite is read on to the end of that message, and not a byte further, whatever else there is against it (too many
+requests, or replies).  Were he not, all others would wait for a handler of his; and if he gave the role up instead,
+each of many could come as far as the middle of a message of his own, and hold that.
 """
 
 from __future__ import annotations
@@ -68,6 +72,10 @@ class Unverified(Generic[H]):
                 return True
             self._held[holder] = None
             return False
+
+    def favours(self, holder: H) -> bool:
+        """Whether *holder* is to be read on to the end of his message, whatever is in the way."""
+        return self._favourite is holder
 
     def scarce(self) -> bool:
         """Whether there is too much."""

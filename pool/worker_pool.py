@@ -134,7 +134,8 @@ class WorkerPool(Executor):
             initialize=None if initializer is None else lambda: initializer(*initargs),
         )
         self._stations = Stations()
-        self._borrowed: weakref.WeakSet[BorrowedMonitor] = weakref.WeakSet()  # guarded by the lock
+        #: who has which socket, or had it last; guarded by the lock, which is taken before theirs
+        self._borrowed: weakref.WeakValueDictionary[Socket, BorrowedMonitor] = weakref.WeakValueDictionary()
         self._leadership = Leadership(self._crew, self._stations, checked_timeout(spin, "spin") or 0.0)
         self._crew.duty = self._leadership
         #: Not for users: have an errand run on a worker, next of all where a worker's own call asks; see leader.py.
@@ -249,7 +250,10 @@ class WorkerPool(Executor):
             borrowed = BorrowedMonitor(self.poller_thread, self, self._executor, socket, call, on_close)
             with self._lock:
                 self._crew.check()
-                self._borrowed.add(borrowed)
+                holder = self._borrowed.get(socket)
+                if holder is not None:
+                    holder.give_way(borrowed)
+                self._borrowed[socket] = borrowed
             return borrowed.begin(events)
         station = Station(self._stations, self, socket, call, on_close)
         try:
@@ -279,7 +283,7 @@ class WorkerPool(Executor):
         self._end_stations()
         self._crew.end()
         with self._lock:
-            borrowed = list(self._borrowed)
+            borrowed = list(self._borrowed.values())
         for monitor in borrowed:
             monitor.end(RuntimeError(SHUT_DOWN))
         if cancel_futures:

@@ -140,7 +140,7 @@ class WritingHalf(StreamHalf):
             self._torn = False
             held = held or Held(rest, size, self._done)
             self._inbox.append((partial(self._give_up_alone, held, error), None))  # before anybody else comes in
-            return failed(with_facts(error, sent=held.sent, unsent=len(held.view)))
+            return failed(with_facts(error, sent=held.sent, unsent=held.unsent))
         return held.future
 
     def _hold_alone(self, held: Held, limit: float | None) -> None:
@@ -172,7 +172,7 @@ class WritingHalf(StreamHalf):
 
     def _fail_alone(self, held: Held, error: Exception, after: Afterwards) -> None:
         """*held*, whose future its owner has, is not sent any further."""
-        told = with_facts(error, sent=held.sent, unsent=len(held.view))
+        told = with_facts(error, sent=held.sent, unsent=held.unsent)
         if held.claim():
             after.add(held.future.set_exception, told)
         self._give_up_alone(held, error, after)
@@ -361,6 +361,6 @@ class WritingHalf(StreamHalf):
 
 
 def _late(limit: float, held: Held) -> WriteTimeoutError:
-    sent, unsent = held.sent, len(held.view)
+    sent, unsent = held.sent, held.unsent
     text = f"{sent} of {held.size} bytes were sent within {limit:g} s"
     return WriteTimeoutError(text, sent=sent, unsent=unsent)

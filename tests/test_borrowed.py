@@ -584,6 +584,168 @@ def test_changes_and_calls_race() -> None:
         peer.close()
 
 
+# One socket, one monitor.
+
+
+def test_a_socket_is_monitored_once(scene: Scene, by_hand: ByHand) -> None:
+    """As by a pool with threads of its own."""
+    first = scene.monitor()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="monitored already"):
+            scene.monitor()
+        scene.peer.write(b"a")
+        by_hand.make_a_call()
+    first.cancel()
+    second = scene.monitor()
+    with pytest.raises(ValueError, match="monitored already"):
+        scene.monitor()
+    scene.peer.write(b"b")
+    by_hand.make_a_call()
+    second.cancel()
+    assert scene.read == [b"a", b"a", b"b"]
+
+
+@pytest.mark.parametrize("end", ["returns", "raises", "is cancelled"])
+def test_a_successor_waits_for_the_call_of_the_one_before_it(scene: Scene, by_hand: ByHand, end: str) -> None:
+    first = scene.monitor()
+    scene.peer.write(b"a")
+    future, call = by_hand.take()
+    first.cancel()
+    for _ in range(2000):  # each in the place of the one before it, which has not begun
+        scene.monitor().cancel()
+    second = scene.monitor()
+    with pytest.raises(ValueError, match="monitored already"):
+        scene.monitor()
+    second.resume()
+    second.set_events(READ)
+    scene.settle()
+    assert not by_hand.waiting
+    assert not scene.armed()
+    if end == "is cancelled":
+        future.cancel()
+        future.set_running_or_notify_cancel()
+    else:
+        future.set_running_or_notify_cancel()
+        call()
+        future.set_exception(LookupError()) if end == "raises" else future.set_result(None)
+    scene.peer.write(b"b")
+    by_hand.make_a_call()
+    assert scene.read == ([b"ab"] if end == "is cancelled" else [b"a", b"b"])
+    assert second.active
+    assert scene.closes == []
+
+
+def test_a_successor_made_in_the_call_itself(scene: Scene, by_hand: ByHand) -> None:
+    monitors = [scene.monitor()]
+
+    def renew() -> None:
+        monitors[-1].cancel()
+        monitors.append(scene.monitor())
+        scene.peer.write(b"b")
+        scene.settle()
+        assert not by_hand.waiting
+
+    scene.during = renew
+    scene.peer.write(b"a")
+    by_hand.make_a_call()
+    scene.during = int
+    by_hand.make_a_call()
+    assert scene.read == [b"a", b"b"]
+
+
+def test_a_successor_that_is_paused_stays_so(scene: Scene, by_hand: ByHand) -> None:
+    first = scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    first.cancel()
+    second = scene.monitor()
+    second.pause()
+    future.set_result(None)
+    scene.settle()
+    assert not by_hand.waiting
+    second.resume()
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+
+
+def test_a_successor_whose_socket_is_closed_is_told_behind_the_call(scene: Scene, by_hand: ByHand) -> None:
+    first = scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    first.cancel()
+    scene.monitor()
+    scene.ours.close()
+    scene.settle()
+    assert scene.closes == []
+    future.set_result(None)
+    assert [type(error) for error in scene.closes] == [SocketClosedError]
+
+
+def test_one_that_could_not_begin_is_in_nobodys_way(scene: Scene, by_hand: ByHand) -> None:
+    with pytest.raises(ValueError):
+        scene.pool.monitor(scene.ours, SocketEvent.CONNECTION_AVAILABLE, lambda *_: None)
+    first = scene.monitor()
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    first.cancel()
+    with pytest.raises(ValueError):
+        scene.pool.monitor(scene.ours, SocketEvent.CONNECTION_AVAILABLE, lambda *_: None)
+    second = scene.monitor()
+    scene.settle()
+    assert not by_hand.waiting  # the call of the first still is on its way
+    future.set_result(None)
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+    second.cancel()
+
+
+def test_a_call_that_returns_before_its_heir_has_begun(scene: Scene, by_hand: ByHand) -> None:
+    first = scene.monitor()
+    assert isinstance(first, BorrowedMonitor)
+    scene.peer.write(b"a")
+    future, _ = by_hand.take()
+    first.cancel()
+    heir = BorrowedMonitor(scene.pool.poller_thread, scene.pool, by_hand, scene.ours, scene._call, None)
+    first.give_way(heir)
+    future.set_result(None)
+    heir.begin(READ)
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+    heir.cancel()
+
+
+def test_who_was_told_and_is_cancelled_before_he_says_so_makes_no_call(scene: Scene, by_hand: ByHand) -> None:
+    """1. the poller thread is told for the first; 2. that is cancelled, and another made; 3. it hears of the first."""
+    first = scene.monitor()
+    assert isinstance(first, BorrowedMonitor)
+    first.cancel()
+    second = scene.monitor()
+    first._ready(scene.ours, READ)
+    assert not by_hand.waiting
+    scene.peer.write(b"a")
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+    second.cancel()
+
+
+def test_an_executor_that_refuses_while_its_heir_waits(scene: Scene, by_hand: ByHand) -> None:
+    """The heir goes on, and asks for itself."""
+    monitors = [scene.monitor()]
+    submit = by_hand.submit
+
+    def refuse(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        by_hand.submit = submit  # type: ignore[method-assign]
+        monitors[0].cancel()
+        monitors.append(scene.monitor())
+        raise RuntimeError("busy")
+
+    by_hand.submit = refuse  # type: ignore[method-assign]
+    scene.peer.write(b"a")
+    by_hand.make_a_call()
+    assert scene.read == [b"a"]
+    assert monitors[1].active
+
+
 def test_repr(scene: Scene, by_hand: ByHand) -> None:
     monitor = scene.monitor()
     assert "idle of <LocalStream" in repr(monitor)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import bbipc
+from bbipc import SocketEvent
 from pool import WorkerPool
 from pool.lookout import WATCH
 from pool.pace import SPREAD
@@ -142,6 +144,100 @@ def test_what_an_errand_leaves_comes_behind_a_look_at_the_sockets(stage: Stage) 
     assert order.count("errand") >= 3
 
 
+def test_what_workers_leave_again_and_again_comes_behind_a_look_at_the_sockets(stage: Stage) -> None:
+    """One errand is made apart by all of them, and each of its pieces leaves it again, several times.
+
+    Found: nobody looked at the sockets until one client had his 1,500 answers, each of them slow.
+    """
+    stage.add("a")
+    stage.lead._pace.apart = SPREAD
+
+    class Endless(Pieces):
+        def run(self) -> int:
+            self.runs.append(threading.get_ident())
+            for _ in range(5):
+                stage.lead.follow_up(self)  # as a worker who does not lead
+            return 5
+
+        def waiting(self) -> int:
+            return 9
+
+    stage.lead.follow_up(errand := Endless())
+    for _ in range(4):
+        stage.round()
+    stage.ready("a")
+    for _ in range(2):
+        stage.round()
+    assert stage.names() == ["a"]
+    assert len(errand.runs) >= 4
+
+
+@pytest.mark.parametrize("apart", [0, SPREAD])
+def test_errands_that_are_left_without_end_come_behind_a_look_at_the_sockets(stage: Stage, apart: int) -> None:
+    """By threads that are no workers: each time one of two is begun the other is left again."""
+    stage.add("a")
+    stage.lead._pace.apart = apart
+    pair: list[Pieces] = []
+
+    def leave_other(number: int) -> Callable[[], object]:
+        return lambda: stage.bert(lambda: stage.lead.follow_up(pair[1 - number]))
+
+    class Endless(Pieces):
+        def run(self) -> int:
+            self.runs.append(threading.get_ident())
+            if not stage.calls:
+                assert len(self.runs) < 100
+                self.pieces[0]()
+            return 1
+
+    pair += [Endless(leave_other(0)), Endless(leave_other(1))]
+    for errand in pair:
+        stage.lead.follow_up(errand)
+    stage.ready("a")
+    for _ in range(5):
+        stage.round()
+    assert stage.names() == ["a"]
+    assert all(0 < len(errand.runs) < 100 for errand in pair)
+
+
+def test_an_errand_that_is_left_twice_is_begun_once_and_does_all(stage: Stage) -> None:
+    stage.add("a")
+    errand, other = Pieces(int), Pieces(int)
+    for each in (errand, other, errand):
+        stage.lead.follow_up(each)
+        errand.pieces.append(int)
+    stage.round()
+    assert [len(errand.runs), len(other.runs)] == [1, 1]
+    assert not errand.pieces
+
+
+@pytest.mark.parametrize("moment", ["waiting", "told"])
+def test_an_errand_that_is_left_behind_the_look_at_those_left_is_run(stage: Stage, moment: str) -> None:
+    """Nobody looks at the sockets once more for its sake: it is due behind this very wait, which ends at once."""
+    stage.add("a")
+    stage.add("b")
+    errand = Pieces(int)
+    poller = stage.stations.poller
+    assert poller is not None
+    wait = poller.wait_for_events
+
+    def leave_one(timeout: float | None) -> list[tuple[bbipc.Socket, SocketEvent]]:
+        poller.wait_for_events = wait  # type: ignore[method-assign]
+        if moment == "waiting":
+            stage.bert(lambda: stage.lead.follow_up(errand))
+        told = wait(PATIENCE)
+        if moment == "told":
+            stage.bert(lambda: stage.lead.follow_up(errand))
+        return told
+
+    poller.wait_for_events = leave_one  # type: ignore[method-assign]
+    if moment == "told":
+        stage.ready("a")
+    stage.round()
+    assert len(errand.runs) == 1
+    assert stage.names() == (["a"] if moment == "told" else [])
+
+
 def test_what_is_left_of_a_blocked_errand_is_done_by_who_takes_over(stage: Stage) -> None:
     stage.add("a")
     done: list[str] = []
@@ -162,6 +258,23 @@ def test_what_is_left_of_a_blocked_errand_is_done_by_who_takes_over(stage: Stage
     assert stage.round() is None  # the lead is lost
     assert done == ["second", "third", "call", "blocked"]
     assert len(set(errand.runs)) == 2
+
+
+def test_who_takes_over_looks_at_the_sockets_before_he_does_what_is_left(stage: Stage) -> None:
+    """Found: 32 workers took over from one another in front of one client's requests, for as long as there were any."""
+    stage.add("a")
+    order: list[str] = []
+
+    def block() -> None:
+        stage.ready("a")
+        assert stage.bert(stage.lead.begin_watch) == WATCH
+        stage.clock.now += WATCH
+        stage.bert(stage.round)
+
+    stage.during["a"] = lambda: order.append("call")
+    stage.lead.follow_up(Pieces(block, lambda: order.append("rest")))
+    assert stage.round() is None
+    assert order == ["call", "rest"]
 
 
 def test_a_blocked_errand_with_nothing_left_is_not_run_again(stage: Stage) -> None:

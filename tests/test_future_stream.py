@@ -608,6 +608,27 @@ def test_a_closing_poller_thread_tells_a_write_how_much_went(ends: Ends, poller_
     assert receive_all(peer) == BIG[: error.sent]
 
 
+def test_a_poller_thread_that_closes_before_the_timer_of_a_write_tells_how_much_went(
+    local_ends: Ends, poller_thread: PollerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. the write waits in the queue; 2. the poller thread is closed, which gives that up; 3. there is no timer."""
+    stream, peer = local_ends
+    start_timer = poller_thread.start_timer
+
+    def close_first(delay: float, *actions: Any) -> Any:
+        if delay == 1000:
+            Worker(poller_thread.close).outcome()
+        return start_timer(delay, *actions)
+
+    monkeypatch.setattr(poller_thread, "start_timer", close_first)
+    error = failure(stream.write(BIG, timeout=1000), PollerClosedError)
+    assert error.sent is not None
+    assert error.unsent == len(BIG) - error.sent
+    assert failure(stream.write(b"garbage"), PollerClosedError).sent == 0
+    assert stream.close(flush=False).result(PATIENCE) is None
+    assert receive_all(peer) == BIG[: error.sent]
+
+
 def test_every_backend_serves_both_directions(namespace: Namespace, backend: str) -> None:
     """Big reads and writes at the same time, a peer that shuts its side, a flush, a close."""
     with PollerThread(bbipc.make_poller(backend)) as poller_thread, namespace.stream_and_peer() as (one, peer):

@@ -68,7 +68,7 @@ POOL_LAYERS: list[set[str]] = [
     {"afterwards", "futures", "interests", "lifecycle", "lookout", "message_limits", "reports", "requests", "seldom"},
     {"pace", "table", "timers", "told", "unverified"},
     {"message_output", "parties", "stopping", "stream_reads", "stream_writes", "tasks"},
-    {"dispatch", "duty", "stations"},
+    {"dispatch", "duty", "errands", "stations"},
     {"crew"},
     # who waits
     {"dialogue", "station_calls"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,7 +18,7 @@ from bbipc.events import EVENTS
 from bbipc.messages import Message, encode
 from pool.message_limits import Limits
 from pool.message_service import Service
-from pool.message_serving import DirectConnection
+from pool.message_serving import DirectConnection, WorkerConnection
 from pool.requests import Request, reply_entry
 from tests.support.makers import PATIENCE, Worker
 from tests.support.serving import until
@@ -429,6 +430,118 @@ def test_with_few_places_of_the_server_one_place_wakes_one_connection(service: S
         assert [bool(connection.holds) for connection in connections].count(True) == left
 
 
+def ends_with_a_reply_to_come(connection: Connection, stream: Stream) -> None:
+    connection.places.pop()
+    connection.cut()
+    assert len(connection.service.table) == 2
+
+
+def is_choked(connection: Connection, stream: Stream) -> None:
+    stream.room = 0
+    feed(connection, text(1, TAGGED))
+    connection.send((bytes(2000),))
+    assert connection.choked()
+    assert connection.run() == 0
+
+
+def holds_too_much(connection: Connection, stream: Stream) -> None:
+    connection.service.unverified.change(connection, 2 << 20)
+    connection._known_part = 2 << 20
+    connection.service.unverified._favourite = object()  # type: ignore[assignment]
+    connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+    assert connection.holds
+
+
+def told(incoming: bytes) -> Callable[[Connection, Stream], None]:
+    def read(connection: Connection, stream: Stream) -> None:
+        stream.incoming.append(incoming)
+        connection.on_ready(stream, DATA)  # type: ignore[arg-type]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        told(encode(text(1))[:10]),
+        told(b""),
+        told(bytes(40)),
+        told(encode(Message.close())),
+        lambda connection, stream: connection.cut(),
+        ends_with_a_reply_to_come,
+        is_choked,
+        holds_too_much,
+    ],
+    ids=["part", "end", "garbage", "close", "cut", "cut with a reply to come", "choked", "too much memory"],
+)
+def test_who_was_let_go_on_and_needs_no_place_passes_that_on(
+    service: Service, happens: Callable[[Connection, Stream], None]
+) -> None:
+    (waits, waiting, _), (first, stream, _) = make(service), make(service)
+    service.places.clear()
+    for connection in (waits, first):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    assert (bool(waits.holds), first.holds) == (True, 0)
+    happens(first, stream)
+    assert not waits.holds
+    feed(waits, text(2, TAGGED))
+    waits.run()
+    assert waiting.frames() == [tagged(string("2"), 2)]
+
+
+def test_who_ends_when_it_is_his_turn_to_be_read_is_passed_over(service: Service) -> None:
+    """The others look for his end before, or after; here it comes before."""
+    waits, gone = make(service)[0], make(service)[0]
+    service.places.clear()
+    for connection in (waits, gone):
+        connection.on_ready(connection.stream, DATA)
+    gone.begin_end(None, patient=False)
+    service.places.append(None)
+    service.relieve()
+    assert not waits.holds
+    assert not service.held
+
+
+class Patient(Stream):
+    """One in whose reads one may wait."""
+
+    def _let_reads_wait(self, seconds: float) -> None:
+        pass
+
+    def _read_patiently(self, kept: object, max_bytes: int) -> bytes | None:
+        return self.read(max_bytes)
+
+
+def test_who_is_waited_for_in_the_read_and_needs_no_place_passes_that_on(service: Service) -> None:
+    waits, stream = make(service)[0], Patient()
+    listener = WorkerConnection(service, stream, None, mock.Mock())  # type: ignore[arg-type]
+    service.places.clear()
+    for connection in (waits, listener):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    stream.incoming.append(encode(text(1))[:10])
+    assert waits.holds
+    assert listener.listen(1)
+    assert not waits.holds
+
+
+def test_a_place_is_used_by_one_of_those_who_wait_for_it(service: Service) -> None:
+    """Who was read on, and has read a request, has use for it."""
+    waits, first = make(service)[0], make(service)[0]
+    service.places.clear()
+    for connection in (waits, first):
+        connection.on_ready(connection.stream, DATA)
+    service.places.append(None)
+    service.relieve()
+    feed(first, text(1, TAGGED))
+    assert waits.holds
+    first.run()
+    assert not waits.holds
+
+
 def test_a_place_that_is_given_back_while_somebody_starves_is_his(service: Service) -> None:
     connection, _, _ = make(service)
     feed(connection, text(1, TAGGED))
@@ -454,6 +567,80 @@ def test_who_starves_passes_on_what_he_does_not_need() -> None:
         connection.run()
     assert service.starved == {}
     assert three.replies == 1
+
+
+class Exact(Stream):
+    """Gives no more than is asked for."""
+
+    def read(self, max_bytes: int = 65536, *, peek: bool = False) -> bytes | None:
+        data = super().read()
+        if data is not None and len(data) > max_bytes:
+            self.incoming.insert(0, data[max_bytes:])
+        return None if data is None else data[:max_bytes]
+
+
+def has_no_place(connection: Connection) -> None:
+    connection.places.clear()
+
+
+def is_crowded(connection: Connection) -> None:
+    connection.service.places.clear()
+
+
+def weighs_much(connection: Connection) -> None:
+    connection._weigh(2000)
+
+
+def owes_replies(connection: Connection) -> None:
+    stream: Any = connection.stream
+    stream.room = 0
+    connection.send((bytes(2000),))
+    connection.hold_for_replies()
+
+
+@pytest.mark.parametrize("obstacle", [has_no_place, is_crowded, weighs_much, owes_replies])
+def test_who_is_to_finish_his_message_is_read_to_its_end_and_not_further(
+    obstacle: Callable[[Connection], None],
+) -> None:
+    """All others wait for him; and then for the one that has the least to go, whatever is in his way."""
+    service = make_service(max_unverified=10_000)
+    data = encode(Message.binary(bytes(30_000), TAGGED, 1))
+    made = [make(service) for _ in range(2)]
+    (first, _, _), (second, _, monitor) = made
+
+    def comes(connection: Connection, piece: bytes) -> None:
+        stream: Any = connection.stream
+        stream.incoming.append(piece)
+        connection.on_ready(stream, DATA)
+
+    for connection in (first, second):
+        connection.stream = Exact()  # type: ignore[assignment]
+        comes(connection, data[:20_000])
+    for connection in (first, second):
+        obstacle(connection)
+    comes(first, data[20_000:25_000])
+    assert (first.part, first.holds) == (25_000, 0)
+    comes(second, data[20_000:] + data)
+    assert (second.part, monitor.events & DATA) == (20_000, EVENTS[0])
+    comes(first, data[25_000:] + data)
+    assert (second.holds, monitor.events & DATA) == (0, DATA)
+    second.on_ready(second.stream, DATA)
+    for connection in (first, second):
+        assert (connection.part, connection.requests) == (0, 1)
+        connection.on_ready(connection.stream, DATA)
+        assert connection.holds
+        assert (connection.part, connection.requests) == (0, 1)
+
+
+def test_what_is_found_in_the_way_of_who_is_to_finish_his_message_is_not(service: Service) -> None:
+    """A worker finds that too many replies wait: nothing more is begun, but he is read."""
+    connection, _, monitor = make(service)
+    service.unverified.change(connection, 2 << 20)
+    connection._known_part = 2 << 20
+    assert service.unverified.may_go_on(connection)
+    owes_replies(connection)
+    assert connection.choked()
+    assert (connection.holds, monitor.events) == (0, DATA | END | ROOM)
 
 
 # The end.

@@ -133,6 +133,29 @@ def test_requests_of_all_connections(local: Namespace, kind: str) -> None:
 
 
 @every_runner
+def test_a_place_that_nobody_needs_goes_to_who_waits_for_one(local: Namespace, kind: str) -> None:
+    """Of two who are held for it the one that is read on has sent no more than the beginning of a request."""
+    later = Later()
+    with (
+        served(local, kind, later, max_in_flight_total=4) as (server, one),
+        connect(local, server) as waits,
+        connect(local, server) as begins,
+    ):
+        one.sendall(b"".join(tagged(HELLO, number).encoded() for number in range(4)))
+        until(lambda: len(later.futures) == 4)
+        waits.sendall(HELLO.encoded())
+        until(lambda: server.stats().held_for_requests == 1)
+        begins.sendall(HELLO.encoded()[:10])
+        until(lambda: server.stats().held_for_requests == 2)
+        later.futures[0].set_result(b"x")
+        until(lambda: len(later.futures) == 5)
+        later.futures[4].set_result(b"y")
+        assert receive(waits) == Frame(BINARY, b"y")
+        for future in later.futures[1:4]:
+            future.set_result(b"z")
+
+
+@every_runner
 def test_many_connections_starve_together_and_all_are_served(local: Namespace, kind: str) -> None:
     """One place for 20 connections that send 30 requests each."""
     with served(local, kind, lambda request: request.value, max_in_flight_total=1) as (server, one):
@@ -613,3 +636,54 @@ def test_who_sits_on_the_memory_of_all_is_cut(local: Namespace) -> None:
             assert receive(honest) == wire.BLANK
             until(lambda: server.stats().unverified <= 500_000)
             assert 0 < server.stats().cut_for_memory <= 8
+
+
+@every_runner
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_who_waits_for_memory_does_not_wait_for_a_handler(local: Namespace, kind: str, goes_on: bool) -> None:
+    """Who is to deliver has as many requests under way as he may: he is read on all the same, or cut."""
+    later = Later()
+
+    def handler(request: Request) -> Any:
+        return later(request) if request.value == "later" else b"ok"
+
+    data = tagged(Frame(BINARY, bytes(300_000)), 2).encoded()
+    options = {"max_in_flight": 1, "max_unverified": 50_000}
+    with served(local, kind, handler, **options) as (server, busy), connect(local, server) as other:
+        busy.sendall(tagged(string("later"), 1).encoded() + data[:150_000])
+        until(lambda: server.stats().unverified == 150_000)
+        with ThreadPoolExecutor(1) as sender:
+            sending = sender.submit(other.sendall, data)
+            if goes_on:
+                until(lambda: server.stats().held_for_memory == 1)
+                busy.sendall(data[150_000:] + tagged(HELLO, 3).encoded())
+            assert receive(other) == tagged(Frame(BINARY, b"ok"), 2)
+            sending.result(PATIENCE)
+        assert server.stats().cut_for_memory == (0 if goes_on else 1)
+        assert not later.futures[0].done()
+        if goes_on:
+            until(lambda: server.stats().held_for_requests > 0)
+            assert (server.stats().requests, server.stats().unverified) == (3, 0)
+        later.futures[0].set_result(b"x")
+        if goes_on:
+            assert [receive(busy) for _ in range(3)] == [
+                tagged(Frame(BINARY, reply), tag) for tag, reply in ((1, b"x"), (2, b"ok"), (3, b"ok"))
+            ]
+        else:
+            assert at_end(busy)
+
+
+def test_who_is_favoured() -> None:
+    """One at a time, until his message is complete; also where there is memory again meanwhile."""
+    unverified: Unverified[Holder] = Unverified(100)
+    first, second = Holder(), Holder()
+    unverified.change(first, 60)
+    assert unverified.may_go_on(first)
+    assert not unverified.favours(first)
+    unverified.change(second, 60)
+    assert [unverified.may_go_on(second), unverified.may_go_on(first)] == [True, False]
+    assert [unverified.favours(second), unverified.favours(first)] == [True, False]
+    unverified.change(first, -60)
+    assert unverified.favours(second)
+    unverified.change(second, -60)
+    assert not unverified.favours(second)

@@ -121,6 +121,7 @@ def an_errand_of_another(stage: Stage, forking: Forking) -> None:
 def an_errand_made_apart(stage: Stage, forking: Forking) -> None:
     stage.lead._pace.apart = 5
     an_errand_of_another(stage, forking)
+    stage.lead._errands.look_locked()  # as whoever has led until now has: what is told from here on comes behind it
 
 
 def a_farewell(stage: Stage, forking: Forking) -> None:

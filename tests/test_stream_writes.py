@@ -234,6 +234,16 @@ def test_a_failure_tells_every_write_how_much_of_it_went() -> None:
     assert not flush.future.done()
 
 
+def test_a_write_that_has_failed_still_knows_how_much_of_it_went() -> None:
+    """Its buffer is the caller's again; who was about to give it up comes behind that."""
+    writes = Writes(0)
+    held = writes.write(b"0123456789", already=2)
+    assert held is not None
+    writes.kernel_takes(3)
+    writes.queue.fail(RemoteDisconnectedError(32, "gone", socket=writes), Afterwards())
+    assert (held.sent, held.unsent) == (5, 5)
+
+
 def test_a_turn_is_bounded() -> None:
     writes = Writes(0)
     writes.write(bytes(CHUNK * 3))
