@@ -256,6 +256,9 @@ def test_a_reply_that_finds_no_room_leaves_when_there_is(namespace: Namespace, h
             return later[0]
         return upper(request)
 
+    def listens() -> bool:
+        return not heard.by[-1]._reader
+
     def check(peer: socket.socket) -> None:
         until(lambda: heard.by[-1].blocked)
         reply = receive(peer)
@@ -263,15 +266,23 @@ def test_a_reply_that_finds_no_room_leaves_when_there_is(namespace: Namespace, h
         assert reply.payload == large
         chat(peer, heard)
 
-    with serving(namespace, handler) as (_, connect, _):
+    with serving(namespace, handler) as (_, connect, pool):
         peer = connect()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # or TCP's would grow until all has room
         chat(peer, heard)
         peer.sendall(tagged(Frame(wire.BINARY, b"large"), 1).encoded())
         check(peer)
-        vain = heard.vain
-        peer.sendall(tagged(Frame(wire.BINARY, b"later"), 1).encoded())
-        until(lambda: bool(later) and (not heard.by[-1]._reader or heard.vain > vain))
+        while True:
+            later.clear()
+            before = heard.vain
+            peer.sendall(tagged(Frame(wire.BINARY, b"later"), 1).encoded())
+            # A worker who was without a processor for a millisecond does not stay: then it is tried again.
+            until(lambda: bool(later) and (listens() or not pool._leadership._dialogues.standing))
+            if listens() or heard.vain > before:
+                break
+            later[0].set_result(b"again")
+            assert receive(peer) is not None
+            chat(peer, heard)
         later[0].set_result(large)
         check(peer)
 

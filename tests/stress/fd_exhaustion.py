@@ -39,6 +39,7 @@ from pool.server import ConnectionServer
 
 NUMBERS: Final = 64
 HELD: Final = 58
+HAMMERED: Final = 2.0  # seconds
 LATE: Final = 30
 LEAVING: Final = 20
 #: of late clients among thieves
@@ -307,7 +308,7 @@ def measure(bug: str = "none") -> Figures:
         served, figures.unanswered, figures.late = sort_out(call(child, LATE))
         held += served
         cpu, begin = child.tell("stats")["cpu"], time.monotonic()
-        figures.connects = hammer(child, 2)
+        figures.connects = hammer(child, HAMMERED)
         figures.cpu = (child.tell("stats")["cpu"] - cpu) / (time.monotonic() - begin)
         sort_out(call(child, 1))  # who hammered may still wait, and is dead by now: their turn comes before this one's
         for _ in range(LEAVING):

@@ -57,7 +57,9 @@ def test_a_server_survives_without_descriptors() -> None:
     assert figures.held > 40, figures
     assert figures.unanswered == 0, figures
     assert figures.late < 1, figures
-    assert figures.cpu < 0.05, figures
+    # 5 %, or, where 400 to 500 clients a second are turned away by a slow processor, 0.3 ms for each (60 to 130 us were
+    # seen on the same machine within a week); a server that accepts again at once takes all there is.
+    assert figures.cpu < max(0.05, 0.0003 * figures.connects / fd_exhaustion.HAMMERED), figures
     assert figures.connects > 100, figures
     assert figures.served_again < (0.2 if figures.lag < 0.005 else 1), figures  # 1: other work has the processors
     assert figures.stolen > 0, figures
