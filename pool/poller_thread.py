@@ -115,11 +115,12 @@ class PollerThread(PollingLoop):
         :raises TypeError: not a server, or a timeout that is not a number
         :raises PollerClosedError: this is closed
         """
-        if not isinstance(server, StreamServer):
+        listening: object = server  # by two names: what it is, and for type checkers whose connections it has
+        if not isinstance(listening, StreamServer):
             raise TypeError(f"a StreamServer is required, not {type(server).__name__}")
         self._check_open()
         limit = checked_timeout(timeout)
-        if server not in self._accepts:  # nobody waits, or has waited
+        if listening not in self._accepts:  # nobody waits, or has waited
             try:
                 return finished(server.accept_connection())
             except NoConnectionAvailableError:
@@ -127,9 +128,9 @@ class PollerThread(PollingLoop):
             except OSError as error:
                 return failed(error)
         with self._accepts_lock:
-            queue = self._accepts.get(server)
+            queue = self._accepts.get(listening)
             if queue is None:
-                queue = self._accepts[server] = AcceptQueue(server, self, self._forget_server)
+                queue = self._accepts[listening] = AcceptQueue(listening, self, self._forget_server)
         return cast("Future[S]", queue.ask(limit))
 
     def _forget_server(self, server: StreamServer) -> None:
