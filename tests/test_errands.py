@@ -11,6 +11,7 @@ import pytest
 import bbipc
 from bbipc import SocketEvent
 from pool import WorkerPool
+from pool.errands import Errands
 from pool.lookout import WATCH
 from pool.pace import SPREAD
 from pool.tasks import Task
@@ -395,3 +396,12 @@ def test_an_errand_made_apart_that_is_never_done_starves_no_socket(stage: Stage)
         stage.round()
     assert stage.names() == ["a"]
     assert len(errand.runs) > 1
+
+
+def test_an_errand_that_is_due_is_not_left_for_later_as_well() -> None:
+    errands, errand = Errands(), Pieces()
+    errands.leave_locked(errand, soon=True)
+    errands.leave_locked(errand)
+    assert errands.take_locked() is errand
+    errands.look_locked()
+    assert errands.take_locked() is None
