@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,33 +27,37 @@ Connect = Callable[[], bbipc.StreamSocket]
 
 
 class Clients:
-    """What the clients do, and have done; any thread."""
+    """What the clients do, and have done; any thread.
 
-    def __init__(self) -> None:
-        self.over = threading.Event()
-        self.lock = threading.Lock()  # guards the two below
-        self.answers = 0
+    Without locks, and without what has one in it (events, ``Future.done``): the main thread looks at it again and
+    again, and a Ctrl-C just then would leave the lock taken, with all clients waiting for it.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.over = False
+        self.answers = [0] * count  # each client counts his own
         self.times: collections.deque[float] = collections.deque([0.0], maxlen=10000)  # seconds each
 
-    def call(self, connect: Connect, name: str) -> None:
-        """One client: asks again and again, until it is over."""
-        question = f"hello from {name}\n".encode()
-        with connect() as stream:
-            while not self.over.is_set():
-                began = time.perf_counter()
-                answer = ask(stream, question)
-                if answer != question.upper():
-                    raise ValueError(f"{name} was answered {answer!r}")
-                with self.lock:
-                    self.answers += 1
+    def call(self, connect: Connect, number: int) -> None:
+        """One client: asks again and again, until it is over.  It is over for all when one fails."""
+        question = f"hello from client {number}\n".encode()
+        try:
+            with connect() as stream:
+                while not self.over:
+                    began = time.perf_counter()
+                    answer = ask(stream, question)
+                    if answer != question.upper():
+                        raise ValueError(f"client {number} was answered {answer!r}")
+                    self.answers[number] += 1
                     self.times.append(time.perf_counter() - began)
+        finally:
+            self.over = True
 
     def figures(self) -> str:
         """How many answers came, and how soon."""
-        with self.lock:
-            answers, times = self.answers, sorted(self.times)
+        times = sorted(self.times.copy())
         half, most = times[len(times) // 2], times[len(times) * 99 // 100]
-        return f"{answers:,} answers; round trip p50 {half * 1e3:.2f} ms, p99 {most * 1e3:.2f} ms"
+        return f"{sum(self.answers):,} answers; round trip p50 {half * 1e3:.2f} ms, p99 {most * 1e3:.2f} ms"
 
 
 def ask(stream: bbipc.StreamSocket, question: bytes) -> bytes:
@@ -95,21 +98,25 @@ def demonstrate(words: list[str], clients: int, seconds: float) -> int:
 
 def call_all(server: Iterable[str], connect: Connect, count: int, seconds: float) -> list[BaseException]:
     """Let *count* clients call for *seconds*; *server* gives a line of its figures twice a second."""
-    clients = Clients()
-    end = time.monotonic() + seconds
+    clients = Clients(count)
     with WorkerPool(count, thread_name_prefix="client") as threads:
-        calling = [threads.submit(clients.call, connect, f"client {number}") for number in range(count)]
+        calling = [threads.submit(clients.call, connect, number) for number in range(count)]
         try:
-            for line in server:
-                show(f"server:  {line.strip()}", f"clients: {clients.figures()}")
-                if time.monotonic() > end or any(client.done() for client in calling):
-                    break
+            watch(server, clients, time.monotonic() + seconds)
         except KeyboardInterrupt:
             print("^C")
         finally:
-            clients.over.set()
+            clients.over = True
     print("\n" * 2 * sys.stdout.isatty() + f"clients: {clients.figures()}")
     return [error for client in calling if (error := client.exception())]
+
+
+def watch(server: Iterable[str], clients: Clients, end: float) -> None:
+    # In a frame of its own: CPython 3.12 and 3.13 have no handler for a Ctrl-C that comes where a loop jumps back.
+    for line in server:
+        show(f"server:  {line.strip()}", f"clients: {clients.figures()}")
+        if time.monotonic() > end or clients.over:
+            break
 
 
 def connector(words: list[str], greeting: str) -> Connect:

@@ -41,8 +41,12 @@ def start(program: str, *words: str, stdout: int = subprocess.PIPE) -> subproces
 
 
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a process that ends by itself."""
-    out, err = process.communicate(timeout=6 * PATIENCE)
+    """(exit code, stdout, stderr) of a process that ends by itself; one that hangs is killed, and fails its test."""
+    try:
+        out, err = process.communicate(timeout=6 * PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return process.returncode, out.decode(), err.decode()
 
 
