@@ -35,7 +35,7 @@ from pool import lifecycle, reports
 from pool.duty import Duty, NoDuty
 from pool.tasks import AnyTask
 
-#: seconds until a nudge asks the system for a thread again, where it had none
+#: seconds until a nudge asks the system for one more thread again, where it had none
 SHORT: Final = 1.0
 
 logger = logging.getLogger(__name__)
@@ -126,11 +126,15 @@ class Crew:
         return not waiting
 
     def nudge(self) -> bool:
-        """One more worker is to look around; False: there is none to spare."""
+        """One more worker is to look around; False: there is none to spare.
+
+        :raises RuntimeError: there is none at all, and the system has no thread
+        """
         if self._generation != fork.generation:
             return False
         with self._lock:
-            may_spawn = time.monotonic() >= self._short_until
+            # Without any worker nobody would come to look when the system has threads again.
+            may_spawn = not self.threads or time.monotonic() >= self._short_until
             return not self.ending and (self._rouse_locked() or (may_spawn and self._spawn_locked()))
 
     def try_take(self) -> AnyTask | None:

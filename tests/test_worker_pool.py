@@ -367,7 +367,10 @@ def test_no_thread_for_a_monitor(pool: WorkerPool, monkeypatch: pytest.MonkeyPat
         patched.setattr(threading.Thread, "start", start)
         pool.monitor(ours, READ, print)
     assert pool.stats().monitored == 0
-    pool.monitor(ours, READ, print).cancel()
+    called = threading.Event()  # at once, though a pool with workers asks for one more only after a while
+    pool.monitor(ours, READ, lambda socket, events: called.set())
+    peer.write(b"x")
+    assert called.wait(PATIENCE)
     ours.close()
     peer.close()
 
