@@ -306,7 +306,7 @@ def test_where_the_system_has_no_thread_it_stops_all_the_same(ipv4: Namespace, p
     server = ipv4.make_server()
     with WorkerPool(4) as workers:
         with ConnectionServer(server, answer, per=per, workers=workers) as served, ipv4.connect_plainly(server):
-            until(lambda: served.stats().connections == 1)
+            until(lambda: served.stats().connections == 1 and workers.stats().threads >= (per == "readiness"))
             with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
                 assert served.stop() == StopReport(drained=1)
             assert served.stop() == StopReport(drained=1)
