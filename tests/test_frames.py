@@ -469,7 +469,15 @@ def test_an_end_between_messages_is_a_clean_one() -> None:
 
 
 def traced(fn: Callable[[], object]) -> tuple[int, int]:
-    """How many bytes *fn* left allocated, and how many there were at the most."""
+    """How many bytes *fn* left allocated, and how many there were at the most.
+
+    The least of three times: what other threads allocate meanwhile counts as well, and xdist has some.
+    """
+    times = [traced_once(fn) for _ in range(3)]
+    return min(now for now, _ in times), min(peak for _, peak in times)
+
+
+def traced_once(fn: Callable[[], object]) -> tuple[int, int]:
     tracemalloc.start()
     try:
         kept = fn()

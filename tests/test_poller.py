@@ -299,19 +299,24 @@ def test_sockets_that_come_and_go_during_one_long_wait_keep_no_numbers(backend: 
 
 
 def test_what_stays_true_is_reported_at_once_beside_what_is_looked_at_in_ticks(backend: str) -> None:
-    stuck, peer = bbipc.local_stream_pair()
-    one, other = bbipc.local_stream_pair()
-    with stuck, one, other, bbipc.make_poller(backend) as poller:
-        peer.write(b"unread")
-        peer.close()
-        poller.monitor_socket(stuck, SocketEvent.REMOTE_DISCONNECTED)
-        assert poller.wait_for_events(0.2) == []
-        waiter = Worker(lambda: poller.wait_for_events(None))
-        wait_until_asleep(waiter)
-        began = time.monotonic()
-        poller.monitor_socket(one, SocketEvent.DETERMINED)
-        assert waiter.outcome() == [(one, SocketEvent.DETERMINED)]
-        assert time.monotonic() - began < 0.02
+    """Once in five times, as a busy machine makes some late; with the next tick it would never be."""
+
+    def seconds() -> float:
+        stuck, peer = bbipc.local_stream_pair()
+        one, other = bbipc.local_stream_pair()
+        with stuck, one, other, bbipc.make_poller(backend) as poller:
+            peer.write(b"unread")
+            peer.close()
+            poller.monitor_socket(stuck, SocketEvent.REMOTE_DISCONNECTED)
+            assert poller.wait_for_events(0.2) == []
+            waiter = Worker(lambda: poller.wait_for_events(None))
+            wait_until_asleep(waiter)
+            began = time.monotonic()
+            poller.monitor_socket(one, SocketEvent.DETERMINED)
+            assert waiter.outcome() == [(one, SocketEvent.DETERMINED)]
+            return time.monotonic() - began
+
+    assert any(seconds() < 0.02 for _ in range(5))
 
 
 def test_a_close_that_meets_a_change_still_ends_the_wait_and_keeps_the_number(backend: str) -> None:

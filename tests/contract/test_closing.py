@@ -231,7 +231,7 @@ def test_a_close_with_a_full_buffer_does_not_block(namespace: Namespace) -> None
         fill(client)
         began = time.monotonic()
         client.close()
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < 0.5
 
 
 def test_kept_exceptions_keep_no_numbers(namespace: Namespace) -> None:

@@ -186,7 +186,7 @@ def test_closing_a_poller_wakes_its_waiter_and_is_final(backend: str) -> None:
         poller.close()
         with pytest.raises(bbipc.PollerClosedError):
             waiter.outcome()
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1
         poller.close()
         assert poller.closed
         for call in (
@@ -252,7 +252,7 @@ def test_the_end_is_told_when_somebody_else_has_drained_the_stream(namespace: Na
             pass
         assert waiter.outcome() == [(client, SocketEvent.REMOTE_DISCONNECTED)]
         assert single.outcome() == SocketEvent.REMOTE_DISCONNECTED
-        assert time.monotonic() - began < 0.15
+        assert time.monotonic() - began < 0.3  # a tick, and what a busy machine adds
 
 
 def test_a_waiting_connect_is_reported_when_the_backlog_has_room(namespace: Namespace, backend: str) -> None:
