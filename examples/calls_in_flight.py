@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice
 
 import bbipc
-from pool import FutureStream, PollerThread
+from pool import FutureStream, PollerThread, WorkerPool
 
 PATIENCE = 10.0  # seconds
 DELAY = 0.02  # seconds
@@ -101,7 +101,10 @@ def serve(stream: FutureStream, thread: PollerThread, reading: Future[bytes]) ->
         if reading.exception():
             stream.close(flush=False)
             return
-        thread.call_later(random.uniform(0, DELAY), stream.write, reading.result().upper())
+        try:
+            thread.call_later(random.uniform(0, DELAY), stream.write, reading.result().upper())
+        except bbipc.PollerClosedError:  # the program ends
+            return
         reading = stream.read_until(b"\n")
     reading.add_done_callback(partial(serve, stream, thread))
 
@@ -125,8 +128,9 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int)
     args = parser.parse_args()
     try:
-        with PollerThread() as poller_thread, connect(args, poller_thread) as connection:
-            run(Calls(connection), args.calls, args.in_flight)
+        with WorkerPool(1) as threads, PollerThread() as thread, connect(args, thread) as connection:
+            # The main thread only waits.  A Ctrl-C in the middle of as_completed would leave futures locked.
+            threads.submit(run, Calls(connection), args.calls, args.in_flight).result()
     except KeyboardInterrupt:
         print("calls in flight: bye")
     except (OSError, EOFError, ValueError) as error:
