@@ -20,6 +20,7 @@ from bbipc.events import SocketEvent
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
+from pool.futures import GuardedFuture
 from pool.polling_loop import PollingLoop
 from pool.socket_queue import SocketQueue
 from pool.timers import Timer
@@ -34,7 +35,7 @@ class Waiting:
     __slots__ = ("future", "timer", "claimed", "__weakref__")
 
     def __init__(self) -> None:
-        self.future: Future[StreamSocket] = Future()
+        self.future: Future[StreamSocket] = GuardedFuture()
         self.timer: Timer | None = None
         self.claimed = False
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +29,7 @@ from typing import Final
 from bbipc.errors import NoConnectionAvailableError, PollerClosedError, SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.base import Socket
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.server import StreamServer
 from bbipc.sockets.spare import SpareNumber
 from bbipc.sockets.stream import StreamSocket
@@ -88,7 +88,7 @@ class Accepting:
         self._backlog = backlog
         self._spare = SpareNumber()
         self._warnings = Seldom()
-        self._lock = threading.RLock()  # taken before the loop's; guards what follows
+        self._lock = make_rlock()  # taken before the loop's; guards what follows
         self._monitors: list[Monitor] = []
         self._full = False
         self._short = False

@@ -25,6 +25,7 @@ from bbipc.errors import PollerClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
+from bbipc.sockets.locks import make_rlock
 from pool import reports
 from pool.interests import Callback
 from pool.parties import CloseHook, Monitor
@@ -58,7 +59,7 @@ class BorrowedMonitor:
         self._executor = executor
         self._call = call
         self._on_close = on_close
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._busy = False  # these four are guarded by the lock, which is taken before the loop's
         self._paused = False
         self._farewell: Exception | None = None  # what its end is to be told as, when its call has returned

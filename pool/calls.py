@@ -19,6 +19,7 @@ from typing_extensions import Buffer
 
 from bbipc.errors import RemoteHandlerError
 from bbipc.messages.message import BINARY, DISCARD, FAILED, Message, MessageType, encoded
+from pool.futures import GuardedFuture
 
 #: what a reply comes to; what may be sent
 Reply: TypeAlias = str | bytes | None
@@ -106,7 +107,7 @@ class Keeper(Protocol):
         """Have *future*'s callbacks called, where nobody reads."""
 
 
-class CallFuture(Future[Reply]):
+class CallFuture(GuardedFuture[Reply]):
     """The reply to come.
 
     Whoever waits in ``result`` or ``exception`` reads the connection himself, for everybody, unless another thread

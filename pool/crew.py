@@ -31,6 +31,7 @@ from functools import partial
 from typing import Final
 
 from bbipc.sockets import fork
+from bbipc.sockets.locks import make_rlock
 from pool import lifecycle, reports
 from pool.duty import Duty, NoDuty
 from pool.tasks import AnyTask
@@ -73,7 +74,7 @@ class Crew:
         self.name = name
         self._limit = limit
         self._initialize = initialize
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self.tasks: deque[AnyTask] = deque()  # those that wait for a worker; to be looked at by anybody
         self._beds: list[threading.Lock] = []
         self._all_beds: tuple[threading.Lock, ...] = ()  # of all workers, for who may take no lock

@@ -11,7 +11,6 @@ table is told nothing any more, and exactly one caller takes it out: he settles 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -20,6 +19,7 @@ from bbipc.events import EVENTS, SocketEvent
 from bbipc.polling.poller import Poller
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
+from bbipc.sockets.locks import make_rlock
 
 #: what is called with a socket and the events that have come
 Callback = Callable[[Socket, SocketEvent], object]
@@ -73,7 +73,7 @@ class Interests:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = make_rlock()
         self.poller: Poller | None = None  # written once, before anybody joins
         self.direct: dict[Socket, Callback] = {}
         self.changed: set[Socket] = set()

@@ -15,10 +15,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 import time
 import weakref
 from typing import Final, Protocol
+
+from bbipc.sockets.locks import make_rlock
 
 #: seconds; with what the interpreter needs for itself, a program ends in under two
 EXIT_PATIENCE: Final = 1.5
@@ -41,7 +42,7 @@ class _Owners:
     """All owners of threads in this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = make_rlock()
         self.known: weakref.WeakSet[Owner] = weakref.WeakSet()
         self.exiting = False
 
@@ -61,7 +62,7 @@ class _Owners:
 
     def begin_child(self) -> None:
         """After a fork: the threads are the parent's, and so may be whoever holds the lock."""
-        self.lock = threading.RLock()
+        self.lock = make_rlock()
         self.known = weakref.WeakSet()
 
 

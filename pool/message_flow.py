@@ -16,13 +16,13 @@ place.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from typing import Final
 
 from bbipc.events import EVENTS, ROOM_TO_WRITE, SocketEvent
 from bbipc.messages.frames import SMALL, Decoder
 from bbipc.messages.message import Message
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.stream import StreamSocket
 from pool.message_output import Output
 from pool.message_service import Service
@@ -69,7 +69,7 @@ class Flow(Output):
         self._monitor: Monitoring | None = None
         self._reader = [None]
         self._lane: deque[Message] = deque()
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
 
     def _new_decoder(self) -> Decoder:
         service = self.service

@@ -10,7 +10,6 @@ one element for each further request that may be given to a handler.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 from bbipc.errors import MessageError, MessageTooLargeError, SocketError
 from bbipc.sockets.local import LocalStream
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.stream import StreamSocket
 from bbipc.sockets.tcp import IPv4TCPStream, IPv6TCPStream
 from pool import reports
@@ -99,7 +99,7 @@ class Service:
         self._on_error = on_error
         self._close_hook = close_hook
         self._gates: dict[str, Seldom] = {}
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._counts: Counter[str] = Counter()  # guarded by the lock
 
     # Limits that all share.

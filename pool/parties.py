@@ -17,7 +17,7 @@ from bbipc.polling.wait import glance
 from bbipc.polling.watch import wanted_bits
 from bbipc.sockets.base import Socket
 from bbipc.sockets.stream import StreamSocket
-from pool.futures import fail, run, settle
+from pool.futures import GuardedFuture, fail, run, settle
 from pool.interests import Callback, Interests, Party
 from pool.timers import Timer, Timers
 
@@ -183,7 +183,7 @@ class Call(Generic[T]):
     def run(self) -> None:
         """Its time has come."""
         # An error's traceback leads to this frame: nothing here may lead back to the future that keeps the error.
-        future, self._future = self._future, Future()
+        future, self._future = self._future, GuardedFuture()
         run(future, lambda: self._fn(*self._args))
         del future
 

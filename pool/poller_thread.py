@@ -6,7 +6,6 @@ times out or is cancelled leaves no descriptor behind.  Host names are not resol
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -17,12 +16,13 @@ from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout
 from bbipc.polling.poller import Poller
 from bbipc.sockets.local import Path, connect_to_local_server
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.server import ServerOf, StreamServer
 from bbipc.sockets.stream import StreamSocket
 from bbipc.sockets.tcp import connect_to_ipv4_tcp_server, connect_to_ipv6_tcp_server
 from pool.accept_queue import AcceptQueue
 from pool.future_stream import FutureStream
-from pool.futures import failed, finished
+from pool.futures import GuardedFuture, failed, finished
 from pool.polling_loop import PollingLoop
 
 S = TypeVar("S", bound=StreamSocket)
@@ -38,7 +38,7 @@ class PollerThread(PollingLoop):
     def __init__(self, poller: Poller | None = None, *, name: str | None = None) -> None:
         super().__init__(poller, name=name)
         self._accepts: dict[StreamServer, AcceptQueue] = {}  # guarded by _accepts_lock
-        self._accepts_lock = threading.RLock()
+        self._accepts_lock = make_rlock()
 
     def connect_ipv4(
         self,
@@ -144,8 +144,8 @@ class PollerThread(PollingLoop):
             stream = begin()
         except OSError as error:
             return failed(error)
-        future: Future[FutureStream] = Future()
-        determined: Future[SocketEvent] = Future()
+        future: Future[FutureStream] = GuardedFuture()
+        determined: Future[SocketEvent] = GuardedFuture()
         try:
             future.add_done_callback(partial(_give_up, determined))
             determined.add_done_callback(partial(self._determined, future, stream, f"{where} within {limit} s"))

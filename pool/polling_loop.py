@@ -44,7 +44,7 @@ from bbipc.sockets.base import Socket
 from pool import lifecycle
 from pool.arguments import checked_callable, checked_hook, checked_kind
 from pool.dispatch import Dispatcher
-from pool.futures import fail, failed, finished, settle
+from pool.futures import GuardedFuture, fail, failed, finished, settle
 from pool.interests import Callback, Interests, Party
 from pool.parties import Call, CloseHook, Monitor, Wait
 from pool.timers import Timer, Timers
@@ -116,7 +116,7 @@ class PollingLoop:
             return finished(found)
         if limit == 0:
             return failed(TimeoutError(f"{events!r} of {socket!r} has not come"))
-        future: Future[SocketEvent] = Future()
+        future: Future[SocketEvent] = GuardedFuture()
         wait = Wait(self._interests, self._timers, socket, events.value, future)
         # Before anybody else knows the future: a Ctrl-C in here could leave it locked, and whoever settles it waiting.
         future.add_done_callback(wait.future_done)
@@ -190,7 +190,7 @@ class PollingLoop:
         checked_callable("fn", fn)
         if limit is None:
             raise ValueError(f"delay must be a finite number of seconds, not {delay!r}")
-        future: Future[T] = Future()
+        future: Future[T] = GuardedFuture()
         call = Call(self._timers, future, fn, args)
         future.add_done_callback(call.future_done)
         call.timer = self.start_timer(limit, call.run, lambda: call.end(self._closed_error()))

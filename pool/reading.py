@@ -16,7 +16,7 @@ from bbipc.errors import SocketClosedError
 from bbipc.events import SocketEvent
 from bbipc.sockets.stream import StreamSocket
 from pool.afterwards import Afterwards
-from pool.futures import fail, failed, finished
+from pool.futures import GuardedFuture, fail, failed, finished
 from pool.polling_loop import PollingLoop
 from pool.stream_half import StreamHalf
 from pool.stream_reads import ReadQueue, ReadRequest
@@ -84,7 +84,7 @@ class ReadingHalf(StreamHalf):
                 return finished(data)
         if limit == 0:
             return failed(_late(0))
-        future: Future[bytes] = Future()
+        future: Future[bytes] = GuardedFuture()
         try:
             self._enqueue_alone(request, future, limit)
         except (OSError, RuntimeError) as error:
@@ -194,7 +194,7 @@ class ReadingHalf(StreamHalf):
 
     def _ask_by_another(self, request: ReadRequest, limit: float | None) -> Future[bytes]:
         """The same, by whoever is at work."""
-        future: Future[bytes] = Future()
+        future: Future[bytes] = GuardedFuture()
 
         def step(after: Afterwards) -> None:
             try:

@@ -6,9 +6,10 @@ must not flood its log as well.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+
+from bbipc.sockets.locks import make_rlock
 
 
 class Seldom:
@@ -17,7 +18,7 @@ class Seldom:
     def __init__(self, interval: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._next: float | None = None
         self._kept_out = 0
 

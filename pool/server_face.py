@@ -7,7 +7,6 @@ and where, is the server's own; the steps of its end stand in ``stopping.py``.
 from __future__ import annotations
 
 import logging
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Final, Generic, NoReturn, Self, TypeVar
 
 from bbipc.polling.deadline import checked_timeout
 from bbipc.sockets import fork
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.server import StreamServer
 from pool import lifecycle
 from pool.accepting import Accepting
@@ -42,7 +42,7 @@ class ServerFace(ABC, Generic[M]):
         self.servers = servers
         self._table = table
         self._stopping = Stopping(table, self._close_doors, self._finish)
-        self._lock = threading.RLock()  # guards what follows
+        self._lock = make_rlock()  # guards what follows
         self._stopped = False
         self._accepting: Accepting | None = None
         self._loop: PollingLoop | None = None

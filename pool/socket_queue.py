@@ -12,7 +12,7 @@ thread, and use the stream.  If it waited for a lock:
 2. The poller thread has that lock, and waits for the condition, to claim the future.
 
 Nor could the lock be let past its own thread: the handler would find bytes that the kernel has taken and nobody has
-counted yet.  And on 3.14 a Ctrl-C may leave any lock held that is taken by ``with`` (python/cpython#148874).
+counted yet.
 
 How one call is at work.  ``_at_work[0]`` is its token.  ``dict.setdefault`` lets exactly one of several win, with or
 without a GIL.  The ``finally`` that takes the token away begins before the token can be there, and makes no call in

@@ -20,7 +20,6 @@ One that is cancelled while its call is being made goes on holding its socket: a
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import deque
 from typing import Final
 
@@ -31,6 +30,7 @@ from bbipc.polling.poller import Poller
 from bbipc.polling.watch import wanted_bits
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
+from bbipc.sockets.locks import make_rlock
 from pool.interests import Callback
 from pool.parties import CloseHook
 from pool.tasks import Errand, Listener
@@ -159,7 +159,7 @@ class Stations:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = make_rlock()
         self.poller: Poller | None = None  # made with the first station
         self.table: dict[Socket, Station] = {}
         self.changes = 0

@@ -27,6 +27,7 @@ from bbipc.errors import PollerClosedError
 from bbipc.polling.make import make_poller
 from bbipc.polling.poller import Poller
 from bbipc.polling.signals import woken_by_signals
+from bbipc.sockets.locks import make_rlock
 
 #: seconds for handlers to return when their stream has been closed
 GRACE: Final = 0.5
@@ -72,7 +73,7 @@ class Stopping:
         self._connections = connections
         self._close_doors = close_doors
         self._finish = finish
-        self._lock = threading.RLock()  # guards what follows
+        self._lock = make_rlock()  # guards what follows
         self._begun = False
         self._thread: threading.Thread | None = None
         self._ender = 0  # the ident of whoever is in _run(), which may be a caller of begin()

@@ -27,6 +27,7 @@ from weakref import ref as Ref  # noqa: N812 # a class
 from typing_extensions import Buffer
 
 from pool.afterwards import Afterwards
+from pool.futures import GuardedFuture
 from pool.timers import Timer
 from pool.told import with_facts
 
@@ -45,7 +46,7 @@ class Held:
     __slots__ = ("future", "view", "size", "sent", "started", "serial", "timer", "__weakref__")
 
     def __init__(self, view: memoryview, size: int, on_done: Callable[[Ref[Held], Future[int]], object]) -> None:
-        self.future: Future[int] = Future()
+        self.future: Future[int] = GuardedFuture()
         # Before anybody else knows the future: a Ctrl-C in here leaves it locked.
         self.future.add_done_callback(partial(on_done, Ref(self)))
         self.view = view
@@ -96,7 +97,7 @@ class SendWaiter:
     __slots__ = ("future", "kind", "goal", "serial", "timer", "deadline", "leaves", "lingers", "__weakref__")
 
     def __init__(self, kind: Kind, on_done: Callable[[Ref[SendWaiter], Future[None]], object] | None = None) -> None:
-        self.future: Future[None] = Future()
+        self.future: Future[None] = GuardedFuture()
         if on_done is not None:
             self.future.add_done_callback(partial(on_done, Ref(self)))
         self.kind = kind

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from bbipc.sockets import fork
+from bbipc.sockets.locks import make_rlock
 
 
 class Member(Protocol):
@@ -33,7 +34,7 @@ class Table(Generic[M]):
 
     def __init__(self, on_leave: Callable[[], object]) -> None:
         self._on_leave = on_leave
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._inside: set[M] = set()  # these five are guarded by the lock
         self._callers: set[M] = set()  # their handlers wait for us: we do not wait for them
         self._closing = False

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from bbipc.events import SocketEvent
-from pool.futures import fail, run
+from pool.futures import GuardedFuture, fail, run
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Task(Generic[T]):
         call, self._call = self._call, None
         if call is not None and self._claim.acquire(blocking=False):
             # An error's traceback leads to this frame: nothing here may lead back to the future that keeps the error.
-            future, self.future = self.future, Future()
+            future, self.future = self.future, GuardedFuture()
             run(future, call)
             del future
 

@@ -10,12 +10,12 @@ go of what it held; when more than half of the entries are dead, they are swept.
 from __future__ import annotations
 
 import heapq
-import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from bbipc.sockets import fork
+from bbipc.sockets.locks import make_rlock
 
 #: fewer dead entries than this are not worth a sweep
 _FEW: Final = 64
@@ -52,7 +52,7 @@ class Timers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._heap: list[Entry] = []
         self._dead = 0
         self._count = 0  # keeps timers of one deadline in their order

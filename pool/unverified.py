@@ -16,8 +16,9 @@ each of many could come as far as the middle of a message of his own, and hold t
 
 from __future__ import annotations
 
-import threading
 from typing import Generic, Protocol, TypeVar
+
+from bbipc.sockets.locks import make_rlock
 
 
 class Holder(Protocol):
@@ -39,7 +40,7 @@ class Unverified(Generic[H]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._parts: dict[H, int] = {}  # who holds how much; these four are guarded by the lock
         self._held: dict[H, None] = {}
         self._favourite: H | None = None

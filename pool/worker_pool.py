@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -21,10 +20,11 @@ from bbipc.events import SocketEvent
 from bbipc.polling.deadline import checked_timeout, deadline_after, time_left
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
+from bbipc.sockets.locks import make_rlock
 from pool.arguments import checked_callable, checked_count, checked_hook, checked_kind
 from pool.borrowed import BorrowedMonitor
 from pool.crew import Crew
-from pool.futures import chain, fail
+from pool.futures import GuardedFuture, chain, fail
 from pool.interests import Callback
 from pool.leader import Leadership
 from pool.parties import CloseHook
@@ -126,7 +126,7 @@ class WorkerPool(Executor):
         self._executor = executor
         self._poller_thread = poller_thread
         self._owns_poller_thread = poller_thread is None
-        self._lock = threading.RLock()  # guards the two above
+        self._lock = make_rlock()  # guards the two above
         self._crew = Crew(
             max_workers,
             name=thread_name_prefix or f"WorkerPool-{next(_counter)}",
@@ -172,7 +172,7 @@ class WorkerPool(Executor):
         self._check_open()
         if self._executor is not None:
             return self._executor.submit(fn, *args, **kwargs)
-        future: Future[T] = Future()
+        future: Future[T] = GuardedFuture()
         if not self._crew.put(Task(future, lambda: fn(*args, **kwargs)), self._queue_timeout):
             assert self._queue_limit is not None
             raise QueueFullError(self._queue_limit)
@@ -199,8 +199,8 @@ class WorkerPool(Executor):
         """
         self._check_open()
         checked_callable("fn", fn)
-        future: Future[T] = Future()
-        ready: Future[SocketEvent] = Future()
+        future: Future[T] = GuardedFuture()
+        ready: Future[SocketEvent] = GuardedFuture()
 
         def has_come(ready: Future[SocketEvent]) -> None:
             if ready.cancelled():
@@ -303,7 +303,7 @@ class WorkerPool(Executor):
         if station.on_close is None:
             return
         try:
-            self._crew.put(Task(Future(), station.end, obligatory=True), None, urgent=True)
+            self._crew.put(Task(GuardedFuture(), station.end, obligatory=True), None, urgent=True)
         except RuntimeError:  # there are no workers any more
             station.end()
 

@@ -25,7 +25,7 @@ from pool.conversation import Conversation
 from pool.pending import Pending
 from pool.replies import Reading
 from pool.turn import Turn
-from tests.support.alarm import UNSAFE_WITH, alarms
+from tests.support.alarm import alarms
 from tests.support.makers import PATIENCE, Worker
 from tests.support.messaging import TAGGED, Peer, ScriptedServer, echo, echo_once, requests_of
 from tests.support.serving import until
@@ -115,7 +115,6 @@ def test_a_reply_whose_dealing_out_was_interrupted_is_dealt_out_again(name: str)
     assert (len(inbox), pending.table, pending.late) == (0, {}, 0)
 
 
-@UNSAFE_WITH
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what was just made, and nobody's yet, is collected
 @pytest.mark.filterwarnings("ignore:(?s).*KeyboardInterrupt:pytest.PytestUnraisableExceptionWarning")  # in a finalizer

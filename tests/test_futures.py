@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import random
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,7 +14,8 @@ from concurrent.futures import CancelledError, Future, as_completed, wait
 
 import pytest
 
-from pool.futures import chain, fail, failed, finished, run, settle
+from pool import futures
+from pool.futures import GuardedFuture, chain, fail, failed, finished, run, settle
 from tests.support.makers import PATIENCE, Worker
 
 
@@ -165,3 +169,94 @@ def test_a_future_is_settled_from_another_ones_end(
         assert target.result(0) == 5
     else:
         assert isinstance(target.exception(0), expected)
+
+
+# Interrupted.
+
+
+def test_this_cpython_is_known() -> None:
+    """Where it is not, ours are plain futures; and what follows fails as it does with those."""
+    assert futures.KNOWN
+    assert vars(GuardedFuture()).keys() == vars(Future()).keys()
+    fresh, plain = vars(GuardedFuture()), vars(Future())
+    del fresh["_condition"], plain["_condition"]
+    assert fresh == plain
+
+
+POLLS: list[Callable[[Future[int]], object]] = [
+    lambda future: future.done(),
+    lambda future: future.running(),
+    lambda future: future.cancelled(),
+    lambda future: future.add_done_callback(_nothing) or vars(future)["_done_callbacks"].clear(),  # type: ignore[func-returns-value]
+    lambda future: _timed_out(future.result),
+    lambda future: _timed_out(future.exception),
+    repr,
+]
+
+
+def _nothing(future: Future[int]) -> None:
+    """A callback."""
+
+
+def _timed_out(ask: Callable[[float], object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        ask(0)
+
+
+class Interrupt(Exception):
+    """What the signal handler raises."""
+
+
+def locked_after(make: Callable[[], Future[int]], poll: Callable[[Future[int]], object], rounds: int) -> int:
+    """How many of *rounds* interrupts of a loop over *poll* have left the future locked."""
+    locked = 0
+
+    def ring(number: int, frame: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for _ in range(rounds):
+            future = make()
+            with pytest.raises(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 2e-4))
+                while True:
+                    poll(future)
+            settling = threading.Thread(target=lambda: future.set_result(1), daemon=True)  # noqa: B023
+            settling.start()
+            settling.join(0.3)
+            if settling.is_alive():
+                locked += 1
+                while settling.is_alive():  # let it through
+                    with contextlib.suppress(RuntimeError):
+                        future._condition.release()
+                    settling.join(0.001)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return locked
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
+@pytest.mark.parametrize("poll", POLLS, ids=["done", "running", "cancelled", "callback", "result", "exception", "repr"])
+def test_no_interrupt_leaves_it_locked(poll: Callable[[Future[int]], object]) -> None:
+    """150 times each; of a plain future's ``done`` 15 to 62 % leave it locked (HAZARDS, finding 6)."""
+    assert locked_after(GuardedFuture, poll, 150) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
+def test_a_plain_future_is_what_this_is_for() -> None:
+    assert locked_after(Future, lambda future: future.done(), 12) > 0
+
+
+def test_waiting_works_as_with_a_plain_one() -> None:
+    ours: GuardedFuture[int] = GuardedFuture()
+    waiting = [Worker(lambda: ours.result(PATIENCE)) for _ in range(3)]
+    both = Worker(lambda: len(wait([ours, finished(2)], PATIENCE).done))
+    first = Worker(lambda: list[Future[int]](as_completed([ours], PATIENCE)))
+    with pytest.raises(TimeoutError):
+        ours.result(0.01)
+    assert settle(ours, 5)
+    assert [each.outcome() for each in waiting] == [5, 5, 5]
+    assert both.outcome() == 2
+    assert first.outcome() == [ours]
+    assert repr(ours).endswith("state=finished returned int>")

@@ -40,6 +40,7 @@ LAYERS: list[set[str]] = [
     {"pool.__main__"},
 ]
 SOCKET_LAYERS: list[set[str]] = [
+    {"locks"},
     {"fork", "handle", "buffers", "addresses"},
     {"paths"},
     {"base"},
@@ -335,6 +336,33 @@ def test_the_pool_takes_no_lock_that_a_ctrl_c_could_leave_held(name: str) -> Non
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Attribute):
             assert node.attr not in {"Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier", "Queue"}
+
+
+#: they make plain locks that are never taken by ``with``: somebody sleeps on one, or it is taken for good
+SLEEPERS = {"pool.calls", "pool.crew", "pool.stopping", "pool.table", "pool.tasks"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_locks_are_made_where_no_ctrl_c_can_leave_them_held(name: str) -> None:
+    allowed = {"bbipc.sockets.locks": {"Lock", "RLock"}, "pool.futures": {"Lock", "RLock"}}.get(name, set())
+    made = {
+        node.func.attr
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "threading"
+    }
+    assert made & {"Lock", "RLock"} <= (allowed or ({"Lock"} if name in SLEEPERS else set()))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_futures_are_made_where_no_ctrl_c_can_leave_them_locked(name: str) -> None:
+    made = {
+        node.func.id
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, ast.Call)
+        if isinstance(node.func, ast.Name)
+    }
+    assert "Future" not in made or name == "pool.futures"
 
 
 @pytest.mark.parametrize("name", OF_POOL)

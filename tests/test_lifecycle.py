@@ -25,7 +25,7 @@ from bbipc import PollerClosedError, SocketClosedError, SocketEvent
 from pool import lifecycle
 from pool.polling_loop import PollingLoop
 from tests.stress import interrupted_calls
-from tests.support.alarm import UNSAFE_WITH, Closer, alarms
+from tests.support.alarm import Closer, alarms
 from tests.support.loops import NOTHING, dealt_out, left, on_thread, pair, pairs
 from tests.support.makers import PATIENCE, Worker
 from tests.test_fork import in_child
@@ -369,7 +369,7 @@ def test_the_exit_waits_for_all_owners_together() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PollingLoop", "Writing", "Reading", "Connecting", "Pooling", "Serving"])
-@pytest.mark.parametrize("way", ["at every moment", pytest.param("by an alarm", marks=UNSAFE_WITH)])
+@pytest.mark.parametrize("way", ["at every moment", "by an alarm"])
 def test_a_ctrl_c_inside_any_call_has_no_consequences(way: str, kind: str) -> None:
     """Some 3,400 moments inside 46 calls, and 4 s of alarms: see tests/stress/interrupts.py (HAZARDS 37)."""
     options = ["--alarms", "0.7"] if way == "by an alarm" else []

@@ -27,7 +27,6 @@ from pool.server import ConnectionServer
 from pool.stopping import StopReport
 from pool.stream_reads import UpTo
 from pool.worker_pool import WorkerPool
-from tests.support.alarm import UNSAFE_WITH
 from tests.support.forking import FORKS
 from tests.support.makers import PATIENCE, Namespace, Worker, make_namespace
 from tests.support.serving import ask, at_end, until
@@ -616,7 +615,6 @@ def test_the_interpreter_does_not_wait_for_a_linger(kind: str) -> None:
     assert ended - float(began) < 1.5
 
 
-@UNSAFE_WITH
 def test_a_ctrl_c_while_somebody_waits_for_it_changes_nothing(scene: Scene) -> None:
     done = scene.linger()
     with interrupted_after(0.1), pytest.raises(KeyboardInterrupt):

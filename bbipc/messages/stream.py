@@ -12,7 +12,6 @@ what is made of its result; then the direction is in doubt, and is not used agai
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from itertools import islice
 from typing import Final
@@ -20,6 +19,7 @@ from typing import Final
 from bbipc.errors import MessageTooLargeError, SocketError
 from bbipc.messages.frames import HEADER_SIZE, MAX_MESSAGE_SIZE, Decoder, encode_parts
 from bbipc.messages.message import Message
+from bbipc.sockets.locks import make_lock
 from bbipc.sockets.stream import StreamSocket
 
 #: what one read asks for, and how much it may be if so much is missing of one message
@@ -49,11 +49,11 @@ class MessageStream:
     ) -> None:
         self._stream = stream
         self._limit = max_message_size
-        self._sending = threading.Lock()
+        self._sending = make_lock()
         self._backlog: deque[bytes | memoryview] = deque()
         self._unsent = 0
         self._send_in_doubt = False
-        self._receiving = threading.Lock()
+        self._receiving = make_lock()
         self._decoder = Decoder(max_message_size=max_message_size, accept_unsigned=accept_unsigned)
         self._ready: deque[Message] = deque()
         self._ended = False

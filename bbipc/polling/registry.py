@@ -19,7 +19,6 @@ socket while its own thread is in here: it gets the socket's lock, and finds thi
 from __future__ import annotations
 
 import contextlib
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from bbipc.readiness import ANY_HANG_UP, INVALID, READ_HUNG_UP
 from bbipc.sockets import fork
 from bbipc.sockets.base import Socket
 from bbipc.sockets.handle import POLL_TELLS_END, Handle
+from bbipc.sockets.locks import make_rlock
 
 Event = tuple[Socket, SocketEvent]
 
@@ -46,7 +46,7 @@ class Registry(ABC):
     _sees_changes: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._waker = Waker()
         self._watches: dict[int, Watch] = {}
         self._looked: dict[int, Watch] = {}  # those in mode NOW or TICK

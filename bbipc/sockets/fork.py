@@ -12,11 +12,12 @@ They are re-entrant, because a signal handler, or a finalizer, may close the ver
 from __future__ import annotations
 
 import os
-import threading
 from typing import Final
 
+from bbipc.sockets.locks import Lock, make_rlock
+
 #: 64: enough that threads on different sockets seldom meet, few enough that a fork takes them all in 10 us
-_LOCKS: Final = tuple(threading.RLock() for _ in range(64))
+_LOCKS: Final = tuple(make_rlock() for _ in range(64))
 
 #: 0 in the process that imported the package, one more in every generation of forked children.  Read at every use of
 #: a poller, where os.getpid(), a system call of 0.16 us, would be felt.
@@ -27,7 +28,7 @@ generation = 0
 forks = 0
 
 
-def lock_for(number: int) -> threading.RLock:
+def lock_for(number: int) -> Lock:
     """The lock that guards the socket which holds descriptor *number*."""
     return _LOCKS[number & 63]
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from typing import Final
 
 from bbipc.errors import SocketClosedError
 from bbipc.sockets.handle import Handle, make_handle
+from bbipc.sockets.locks import make_rlock
 from bbipc.sockets.server import StreamServer
 
 #: any family will do: the socket is never used
@@ -36,7 +36,7 @@ class SpareNumber:
     """A descriptor number in reserve.  Made empty: see :meth:`take`."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._handle: Handle | None = None  # these three are guarded by the lock
         self._has_file = False
         self._closed = False

@@ -16,12 +16,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
 from bbipc.messages import Message, MessageType
+from bbipc.sockets.locks import make_lock
 from pool.cli.exits import Exit, ProblemError
 from pool.requests import Request
 
@@ -68,7 +68,7 @@ class Command:
             raise ProblemError(Exit.USAGE, f"--reply {line!r}: there is no command {self._name!r}")
         self._timeout = timeout
         self._limit = limit
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = make_lock()  # guards what follows
         self._running: set[subprocess.Popen[bytes]] = set()
         self._over = False
 

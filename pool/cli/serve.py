@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Final
 import bbipc
 from bbipc import Address, PeerCredentials
 from bbipc.messages import Message, MessageType
+from bbipc.sockets.locks import make_lock
 from pool import MessageServer, StopReport, WorkerPool
 from pool.cli.exits import Exit, OutputGoneError, ProblemError
 from pool.cli.replies import Command, make_reply
@@ -72,7 +72,7 @@ class Serving:
         self._terminal = terminal
         limit = options.max_message_size
         self._reply = make_reply(options.reply, timeout=options.command_timeout, limit=limit)
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = make_lock()  # guards what follows
         self._counts = dict.fromkeys(MessageType, 0)
         self._bytes = 0
         self._errors = 0

@@ -14,12 +14,12 @@ import errno
 import os
 import select
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from bbipc.sockets.locks import make_lock
 from pool.cli.exits import Exit, OutputGoneError, ProblemError
 from pool.cli.text import Table, amount, in_columns, plain
 
@@ -45,7 +45,7 @@ class Terminal:
         self.command = "bbipc"  # as whom errors are told
         self.draws_out = _draws(_STDOUT)
         self._draws_err = _draws(_STDERR)
-        self._lock = threading.Lock()  # a line at a time
+        self._lock = make_lock()  # a line at a time
 
     def line(self, text: str) -> None:
         """One line on stdout, unless it was closed before we began: then nobody wants it.

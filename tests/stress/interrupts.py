@@ -10,7 +10,7 @@ of a polling loop; ``interrupted_calls.py`` has those of what is built on it.
 
 The program shares the process with nobody, since an interrupt may also hit what a test-suite runs in the main thread.
 From CPython 3.14 on, ``with lock`` looks at signals between taking the lock and being responsible for it; there these
-moments are left out, as nothing in Python can be done about them.
+moments are left out.  Our own locks have none of them (``bbipc/sockets/locks.py``): the alarms are for them.
 """
 
 # ruff: noqa: T201
@@ -157,7 +157,7 @@ def make(name: str) -> Case | AboveCase:
 
 
 def left_out(event: str, frame: FrameType, arg: object) -> bool:
-    """A moment that cannot be guarded by anything that Python has; see the head of this file."""
+    """A moment of a plain lock's; see the head of this file."""
     own = getattr(arg, "__self__", None)
     return sys.version_info >= (3, 14) and getattr(arg, "__name__", "") == "__enter__" and isinstance(own, LOCKS)
 

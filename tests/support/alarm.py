@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Callable, Iterator
 
-import pytest
-
 import bbipc
-
-#: for tests that interrupt: a Ctrl-C inside ``with lock:`` leaves the lock held on CPython 3.14
-UNSAFE_WITH = pytest.mark.skipif(sys.version_info >= (3, 14), reason="there `with lock` itself is not safe")
 
 
 @contextlib.contextmanager
