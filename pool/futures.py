@@ -45,17 +45,19 @@ class GuardedCondition(RLock):  # type: ignore[misc, unused-ignore]
         self._sleepers: list[threading.Lock] = []
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep until notified, for *timeout* seconds at most; whether it was.  The caller has taken it once."""
+        """Sleep until notified, for *timeout* seconds at most; whether it was.  The caller has taken it."""
         if timeout is not None and timeout <= 0:  # without letting go, as there is a gap in which it is nobody's
             return False
-        bed = threading.Lock()
+        bed, taken = threading.Lock(), None
         bed.acquire()
         self._sleepers.append(bed)
         try:
-            self.release()
+            taken = self._release_save()  # type: ignore[attr-defined] # however often: by a signal handler's caller, too
             return bed.acquire(timeout=-1 if timeout is None else timeout)
         finally:
-            if not self._is_owned():  # type: ignore[attr-defined] # else a Ctrl-C has come before it was released
+            if taken is not None:
+                self._acquire_restore(taken)  # type: ignore[attr-defined]
+            elif not self._is_owned():  # type: ignore[attr-defined] # a Ctrl-C came as soon as it was let go
                 self.acquire()
             if bed in self._sleepers:
                 self._sleepers.remove(bed)

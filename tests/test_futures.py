@@ -260,3 +260,12 @@ def test_waiting_works_as_with_a_plain_one() -> None:
     assert both.outcome() == 2
     assert first.outcome() == [ours]
     assert repr(ours).endswith("state=finished returned int>")
+
+
+def test_a_signal_handler_may_wait_for_it_inside_its_own_methods() -> None:
+    ours: GuardedFuture[int] = GuardedFuture()
+    with ours._condition, ours._condition:  # the interrupted method has taken it
+        settling = Worker(lambda: settle(ours, 5))
+        assert ours.result(PATIENCE) == 5
+    assert settling.outcome() is True
+    assert Worker(ours.done).outcome()
