@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 
 import pytest
@@ -207,45 +207,43 @@ class Interrupt(Exception):
     """What the signal handler raises."""
 
 
-def locked_after(make: Callable[[], Future[int]], poll: Callable[[Future[int]], object], rounds: int) -> int:
-    """How many of *rounds* interrupts of a loop over *poll* have left the future locked."""
-    locked = 0
-
+@pytest.fixture
+def interrupts() -> Iterator[None]:
     def ring(number: int, frame: object) -> None:
         raise Interrupt
 
     before = signal.signal(signal.SIGALRM, ring)
-    try:
-        for _ in range(rounds):
-            future = make()
-            with pytest.raises(Interrupt):
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 2e-4))
-                while True:
-                    poll(future)
-            settling = threading.Thread(target=lambda: future.set_result(1), daemon=True)  # noqa: B023
-            settling.start()
-            settling.join(0.3)
-            if settling.is_alive():
-                locked += 1
-                while settling.is_alive():  # let it through
-                    with contextlib.suppress(RuntimeError):
-                        future._condition.release()
-                    settling.join(0.001)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def stays_locked(future: Future[int], poll: Callable[[Future[int]], object], patience: float) -> bool:
+    """Whether an interrupt of a loop over *poll* has left it locked: nobody can settle it for *patience* seconds."""
+    with pytest.raises(Interrupt):
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 2e-4))
+        while True:
+            poll(future)
+    settling = threading.Thread(target=lambda: future.set_result(1), daemon=True)
+    settling.start()
+    settling.join(patience)
+    locked = settling.is_alive()
+    while settling.is_alive():  # let it through
+        with contextlib.suppress(RuntimeError):
+            future._condition.release()
+        settling.join(0.001)
     return locked
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
 @pytest.mark.parametrize("poll", POLLS, ids=["done", "running", "cancelled", "callback", "result", "exception", "repr"])
-def test_no_interrupt_leaves_it_locked(poll: Callable[[Future[int]], object]) -> None:
+def test_no_interrupt_leaves_it_locked(poll: Callable[[Future[int]], object], interrupts: None) -> None:
     """150 times each; of a plain future's ``done`` 15 to 62 % leave it locked (HAZARDS, finding 6)."""
-    assert locked_after(GuardedFuture, poll, 150) == 0
+    assert not any(stays_locked(GuardedFuture(), poll, PATIENCE) for _ in range(150))
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
-def test_a_plain_future_is_what_this_is_for() -> None:
-    assert locked_after(Future, lambda future: future.done(), 12) > 0
+def test_a_plain_future_is_what_this_is_for(interrupts: None) -> None:
+    assert any(stays_locked(Future(), lambda future: future.done(), 0.3) for _ in range(300))
 
 
 def test_waiting_works_as_with_a_plain_one() -> None:
