@@ -12,7 +12,7 @@ our waits can be taken from its table once, and the taker makes the call.
 A plain Future takes its lock in Python code, ``Condition.__enter__``.  A Ctrl-C that comes in there when the lock is
 taken leaves it held: the main thread has asked ``done()`` once too often, and the thread that settles the future waits
 for ever (HAZARDS 37).  So ours have a condition that *is* a lock, entered in C, or as ``locks.py`` tells from 3.14 on.
-To make one and to settle it costs 1.7 us instead of 3.1 besides (3.13).
+To make one, to settle it and to ask costs 1.6 us besides, and a plain one 3.1 (3.13).
 """
 
 from __future__ import annotations

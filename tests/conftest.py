@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sysconfig
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import bbipc
+from tests.support.alarm import Interrupt
 from tests.support.makers import NAMESPACES, Namespace, make_namespace
 
 #: There a collection looks at all objects whatever was frozen: 15 to 20 ms a test, 90 s of two processors a suite.
@@ -91,3 +93,15 @@ def namespace(request: pytest.FixtureRequest, short_dir: Path) -> Namespace:
 def backend(request: pytest.FixtureRequest) -> str:
     """Every poller backend of this system."""
     return str(request.param)
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """A SIGALRM raises Interrupt."""
+
+    def ring(number: int, frame: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, ring)
+    yield
+    signal.signal(signal.SIGALRM, before)

@@ -9,13 +9,14 @@ import random
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
 
 import pytest
 
 from pool import futures
 from pool.futures import GuardedFuture, chain, fail, failed, finished, run, settle
+from tests.support.alarm import Interrupt
 from tests.support.makers import PATIENCE, Worker
 
 
@@ -201,20 +202,6 @@ def _nothing(future: Future[int]) -> None:
 def _timed_out(ask: Callable[[float], object]) -> None:
     with contextlib.suppress(TimeoutError):
         ask(0)
-
-
-class Interrupt(Exception):
-    """What the signal handler raises."""
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    def ring(number: int, frame: object) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield
-    signal.signal(signal.SIGALRM, before)
 
 
 def stays_locked(future: Future[int], poll: Callable[[Future[int]], object], patience: float) -> bool:

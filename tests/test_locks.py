@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from bbipc.sockets import locks
 from bbipc.sockets.locks import GuardedLock, Lock, make_lock, make_rlock
+from tests.support.alarm import Interrupt
 from tests.support.makers import PATIENCE, Worker
 
 MAKERS: list[Callable[[], Lock]] = [
@@ -22,24 +23,10 @@ MAKERS: list[Callable[[], Lock]] = [
 NAMES = ["lock", "rlock", "guarded lock", "guarded rlock"]
 
 
-class Interrupt(Exception):
-    """What the signal handler raises."""
-
-
 @pytest.fixture(params=MAKERS, ids=NAMES)
 def make(request: pytest.FixtureRequest) -> Callable[[], Lock]:
     maker: Callable[[], Lock] = request.param
     return maker
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    def ring(number: int, frame: object) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, ring)
-    yield
-    signal.signal(signal.SIGALRM, before)
 
 
 def held_after(make: Callable[[], Lock], rounds: int) -> int:

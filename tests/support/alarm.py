@@ -32,3 +32,7 @@ class Closer:
         for socket in self.current:
             self.hits += not socket.closed
             socket.close()
+
+
+class Interrupt(Exception):
+    """What the handler of the fixture ``interrupts`` raises."""
