@@ -8,6 +8,7 @@ import gc
 import random
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, as_completed, wait
@@ -240,10 +241,12 @@ def test_waiting_works_as_with_a_plain_one() -> None:
     first = Worker(lambda: list[Future[int]](as_completed([ours], PATIENCE)))
     with pytest.raises(TimeoutError):
         ours.result(0.01)
+    began = time.monotonic()
     assert settle(ours, 5)
     assert [each.outcome() for each in waiting] == [5, 5, 5]
     assert both.outcome() == 2
     assert first.outcome() == [ours]
+    assert time.monotonic() - began < PATIENCE / 2, "nobody was woken, and the time was up"
     assert repr(ours).endswith("state=finished returned int>")
 
 
